@@ -1,0 +1,30 @@
+# Finds each dependency and says which package brings it. Nothing is downloaded.
+include(FindPackageHandleStandardArgs)
+
+# xxHash and Highway are used through their headers alone: Debian's static libxxhash lacks the
+# run-time dispatched entry points, and it has no static libhwy. Choosing the instruction set at run
+# time takes twenty lines (src/digest/cpu.h), and the library links nothing but threads.
+find_path(XXHASH_INCLUDE_DIR xxhash.h)
+if(NOT XXHASH_INCLUDE_DIR)
+  message(FATAL_ERROR "xxHash was not found; on Debian: apt-get install libxxhash-dev")
+endif()
+find_path(HWY_INCLUDE_DIR hwy/highway.h)
+if(NOT HWY_INCLUDE_DIR)
+  message(FATAL_ERROR "Highway was not found; on Debian: apt-get install libhwy-dev")
+endif()
+
+set(THREADS_PREFER_PTHREAD_FLAG ON)
+find_package(Threads REQUIRED)
+
+if(TENSORKEY_TESTS)
+  find_package(GTest)
+  if(NOT GTest_FOUND)
+    message(FATAL_ERROR "GoogleTest was not found; on Debian: apt-get install libgtest-dev")
+  endif()
+endif()
+if(TENSORKEY_BENCH)
+  find_package(benchmark)
+  if(NOT benchmark_FOUND)
+    message(FATAL_ERROR "Google Benchmark was not found; on Debian: apt-get install libbenchmark-dev")
+  endif()
+endif()
