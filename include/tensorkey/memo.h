@@ -1,0 +1,95 @@
+// The memo engine: a batch of rows goes in, the rows seen before are read, the others are listed
+// for the caller to compute, and the answer is assembled in the order of the batch. It knows no
+// framework: a frontend converts, runs its layer on the missing rows, and converts back.
+//
+//   Memo memo(std::make_shared<MemoryStore>(std::size_t{1} << 30));
+//   MemoBatch batch = memo.lookup(members, {.scope = fingerprint});
+//   for (std::size_t first = 0; first < batch.missing().size(); first += 32)
+//     batch.insert(first, run(rows at batch.missing()[first ...]), seconds);
+//   batch.assemble(out);                        // rows() rows, hits and computed ones, in order
+//
+// Memo is thread-safe; a MemoBatch belongs to one thread. Rows are told apart by their tuple keys
+// (or content keys, for one tensor), so the promise is that of keys: 128-bit collision resistance.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include <tensorkey/export.h>
+#include <tensorkey/key.h>
+#include <tensorkey/store.h>
+#include <tensorkey/view.h>
+
+namespace tensorkey {
+
+// hits + misses == lookups, always.
+struct MemoStats {
+  std::uint64_t batches = 0;
+  std::uint64_t lookups = 0;      // rows asked for
+  std::uint64_t hits = 0;         // rows that need not be run
+  std::uint64_t duplicates = 0;   // of the hits, those answered by another row of their own batch
+  std::uint64_t misses = 0;       // distinct rows to be run
+  std::uint64_t padded_rows = 0;  // rows run only to fill a chunk
+  double seconds_saved = 0;       // what the hits cost when they were computed
+  double seconds_spent = 0;       // in computing misses, as told to insert()
+};
+
+class Memo;
+
+class TENSORKEY_EXPORT MemoBatch {
+ public:
+  MemoBatch(MemoBatch&&) noexcept;
+  MemoBatch& operator=(MemoBatch&&) noexcept;
+  ~MemoBatch();
+
+  [[nodiscard]] std::size_t rows() const noexcept;
+
+  // Position in the batch of each row to compute: the first of each distinct key, ascending.
+  [[nodiscard]] std::span<const std::int64_t> missing() const noexcept;
+
+  // A row that is known (a hit, or one inserted): it tells dtype and shape. Null if there is none.
+  [[nodiscard]] const Entry* example() const noexcept;
+
+  // output[j] is the answer to row missing()[first + j], for j < count; output may have more rows
+  // (padding). They are copied, kept for assemble(), and offered to the store; seconds is the time
+  // the whole chunk took. Throws kInvalidArgument unless output has rank 1 or more and count rows,
+  // and unless its rows have the dtype and shape of the rows already known.
+  void insert(std::size_t first, std::size_t count, const TensorView& output, double seconds);
+
+  // Writes rows() * bytes-of-a-row bytes. Throws kInvalidArgument if a missing row was not inserted,
+  // if rows differ in dtype or shape, or unless out has exactly the size.
+  void assemble(std::span<std::byte> out) const;
+
+ private:
+  friend class Memo;
+  struct Impl;
+  explicit MemoBatch(std::unique_ptr<Impl> impl) noexcept;
+  std::unique_ptr<Impl> impl_;
+};
+
+class TENSORKEY_EXPORT Memo {
+ public:
+  // Several Memos may share a store. Throws kInvalidArgument for a null store.
+  explicit Memo(std::shared_ptr<MemoryStore> store);
+  ~Memo();
+  Memo(const Memo&) = delete;
+  Memo& operator=(const Memo&) = delete;
+
+  // The members are tensors whose first dim is the batch: one makes content keys, several make
+  // tuple keys. Throws as row_keys and tuple_row_keys do; kInvalidArgument if the batch sizes differ.
+  [[nodiscard]] MemoBatch lookup(std::span<const TupleMember> members, const KeyOptions& options);
+
+  [[nodiscard]] MemoStats stats() const;
+  [[nodiscard]] MemoryStore& store() const noexcept;
+
+ private:
+  struct Impl;
+  std::shared_ptr<Impl> impl_;
+};
+
+}  // namespace tensorkey
