@@ -11,27 +11,33 @@
 
 namespace tensorkey::internal {
 
+struct Xxh3Variant;
+
 struct Hash128 {
   std::uint64_t low = 0;
   std::uint64_t high = 0;
   friend bool operator==(const Hash128&, const Hash128&) = default;
 };
 
-// Uses the widest instructions that the CPU has, chosen at run time.
+// Uses the widest instructions that the CPU has, chosen at run time. Thread-safe.
 [[nodiscard]] Hash128 xxh3(std::span<const std::byte> data) noexcept;
 
-// For data in pieces: the same result as xxh3 of the pieces joined.
+// For data in pieces: the same result as xxh3 of the pieces joined. Not thread-safe.
 class Xxh3Stream {
  public:
-  Xxh3Stream();
-  ~Xxh3Stream();
+  Xxh3Stream() noexcept;
   Xxh3Stream(const Xxh3Stream&) = delete;
   Xxh3Stream& operator=(const Xxh3Stream&) = delete;
   void update(std::span<const std::byte> piece) noexcept;
   [[nodiscard]] Hash128 finalize() const noexcept;
 
  private:
-  void* state_;
+  const Xxh3Variant& variant_;
+  alignas(64) std::byte state_[576];  // an XXH3_state_t
 };
+
+// The secret itself, for tests that compute the same by other means.
+inline constexpr std::size_t kXxh3SecretBytes = 192;
+[[nodiscard]] std::span<const std::byte, kXxh3SecretBytes> xxh3_secret() noexcept;
 
 }  // namespace tensorkey::internal
