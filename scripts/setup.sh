@@ -131,7 +131,7 @@ requirements() {
 package() {
   local stamp
   stamp=$(find include src python/src python/tensorkey cmake CMakeLists.txt pyproject.toml README.md \
-    -type f ! -name '*_test.cc' ! -path '*/__pycache__/*' -print0 2> /dev/null |
+    -type f ! -name '*_test.cc' ! -path '*/__pycache__/*' -print0 |
     sort -z | xargs -0 sha256sum | digest)
   if done_already package "$stamp"; then return; fi
   say "building the package"
