@@ -1,5 +1,6 @@
 // Element types. An id is stable for ever: it is written into keys (docs/key_format.md holds the
-// same table). Ids are never reused; a dtype with the same bytes but another meaning has another id.
+// same table). Ids are never reused; a dtype with the same bytes but another meaning has another
+// id.
 //
 // Sub-byte kinds (int1..int7, uint1..uint7, the 4- and 6-bit floats) lie one element a byte, in the
 // low bits. All functions are pure and thread-safe.
@@ -70,9 +71,9 @@ enum class DType : std::uint16_t {
 
 struct DTypeInfo {
   DType dtype;
-  std::string_view name;     // "float32": the name in NumPy, ml_dtypes and PyTorch where they agree
-  std::uint8_t item_size;    // bytes an element takes in memory, 1 to 16
-  std::uint8_t swap_size;    // bytes of one number: half of item_size for complex kinds
+  std::string_view name;   // "float32": the name in NumPy, ml_dtypes and PyTorch where they agree
+  std::uint8_t item_size;  // bytes an element takes in memory, 1 to 16
+  std::uint8_t swap_size;  // bytes of one number: half of item_size for complex kinds
 };
 
 // The row of the table, or nullptr for an unknown id.

@@ -12,11 +12,9 @@
 // (or content keys, for one tensor), so the promise is that of keys: 128-bit collision resistance.
 #pragma once
 
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <span>
 #include <vector>
 
@@ -88,6 +86,7 @@ class TENSORKEY_EXPORT Memo {
   [[nodiscard]] MemoryStore& store() const noexcept;
 
  private:
+  friend class MemoBatch;
   struct Impl;
   std::shared_ptr<Impl> impl_;
 };

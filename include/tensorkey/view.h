@@ -29,8 +29,9 @@ struct TensorView {
   DType dtype = DType::kUInt8;
   std::span<const std::int64_t> shape = {};    // empty: a scalar
   std::span<const std::int64_t> strides = {};  // as many as dims; empty: C-contiguous
-  std::int64_t stride_unit = 1;  // bytes one unit of strides stands for: 1 (NumPy), item size (DLPack)
-  bool byteswapped = false;      // big-endian elements (each part of a complex number by itself)
+  std::int64_t stride_unit =
+      1;                     // bytes one unit of strides stands for: 1 (NumPy), item size (DLPack)
+  bool byteswapped = false;  // big-endian elements (each part of a complex number by itself)
   std::string_view dtype_params = {};  // datetime64, timedelta64: the unit, "ns" or "25s"
 };
 
@@ -70,21 +71,44 @@ TensorView view(const T* data, std::span<const std::int64_t> shape) {
 }
 
 namespace internal {
+struct DlpackFields {
+  std::int32_t device_type;
+  std::uint8_t code;
+  std::uint8_t bits;
+  std::uint16_t lanes;
+  std::int32_t ndim;
+  bool has_shape;
+  bool padded;  // sub-byte elements lie one a byte
+  std::uint64_t byte_offset;
+};
+
 // Throws kUnsupported for a (code, bits, lanes) without a dtype, for packed sub-byte elements and
-// for a device type that is not host memory (kDLCPU 1, kDLCUDAHost 3, kDLROCMHost 11).
-TENSORKEY_EXPORT DType check_dlpack(std::int32_t device_type, std::uint8_t code, std::uint8_t bits,
-                                    std::uint16_t lanes);
+// for a device type that is not host memory (kDLCPU 1, kDLCUDAHost 3, kDLROCMHost 11);
+// kInvalidArgument for fields that no tensor can have.
+TENSORKEY_EXPORT DType check_dlpack(const DlpackFields& fields);
 }  // namespace internal
 
 // A DLTensor (DLPack specification, dlpack.h) of any header's type. Borrows all that it points to.
-// Throws kUnsupported for a dtype without an id and for memory that the host cannot read.
+// `padded`: its sub-byte elements lie one a byte (DLPACK_FLAG_BITMASK_IS_SUBBYTE_TYPE_PADDED, which
+// is in the versioned struct around it); packed ones cannot be read. Throws kUnsupported for a
+// dtype without an id and for memory that the host cannot read.
 template <class DLTensorLike>
-TensorView from_dlpack(const DLTensorLike& dl) {
-  const DType dtype = internal::check_dlpack(static_cast<std::int32_t>(dl.device.device_type),
-                                             dl.dtype.code, dl.dtype.bits, dl.dtype.lanes);
-  const auto rank = static_cast<std::size_t>(dl.ndim < 0 ? 0 : dl.ndim);
-  return {.data = dl.data == nullptr ? nullptr
-                                     : static_cast<const std::byte*>(dl.data) + dl.byte_offset,
+TensorView from_dlpack(const DLTensorLike& dl, bool padded = false) {
+  const DType dtype =
+      internal::check_dlpack({.device_type = static_cast<std::int32_t>(dl.device.device_type),
+                              .code = dl.dtype.code,
+                              .bits = dl.dtype.bits,
+                              .lanes = dl.dtype.lanes,
+                              .ndim = dl.ndim,
+                              .has_shape = dl.shape != nullptr,
+                              .padded = padded,
+                              .byte_offset = dl.byte_offset});
+  const auto rank = static_cast<std::size_t>(dl.ndim);
+  // By integers: a hostile offset must not be undefined behaviour before check_view has seen it.
+  const auto address = reinterpret_cast<std::uintptr_t>(dl.data);
+  return {.data = dl.data == nullptr
+                      ? nullptr
+                      : reinterpret_cast<const void*>(address + std::uintptr_t{dl.byte_offset}),
           .dtype = dtype,
           .shape = {dl.shape, rank},
           .strides = {dl.strides, dl.strides == nullptr ? 0 : rank},

@@ -1,0 +1,18 @@
+// The table of contents of `tensorkey._core`.
+#include <nanobind/nanobind.h>
+
+#include <tensorkey/version.h>
+
+#include "errors.h"
+#include "module.h"
+
+NB_MODULE(_core, m) {
+  m.doc() = "The compiled core of tensorkey.";
+  m.attr("__version__") = TENSORKEY_VERSION;
+  tensorkey::python::init_errors(m);
+  tensorkey::python::init_digest(m);
+  tensorkey::python::init_view(m);
+  tensorkey::python::init_key(m);
+  tensorkey::python::init_map(m);
+  tensorkey::python::init_memo(m);
+}

@@ -1,0 +1,14 @@
+// One function a noun: each adds its classes and functions to the module.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace tensorkey::python {
+
+void init_digest(nanobind::module_& module);
+void init_view(nanobind::module_& module);
+void init_key(nanobind::module_& module);
+void init_map(nanobind::module_& module);
+void init_memo(nanobind::module_& module);
+
+}  // namespace tensorkey::python

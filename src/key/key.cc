@@ -1,0 +1,76 @@
+#include <tensorkey/key.h>
+
+#include "base/bytes.h"
+#include "key/header.h"
+
+#include <tensorkey/error.h>
+
+namespace tensorkey {
+namespace {
+
+constexpr std::string_view kDigits = "0123456789abcdef";
+constexpr std::uint8_t kVersion = 1;
+constexpr std::uint16_t kCanonicalFlag = 1;
+
+int digit_value(char c) noexcept {
+  if (c >= '0' && c <= '9') return c - '0';
+  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+  return -1;
+}
+
+}  // namespace
+
+std::optional<Key> Key::from_hex(std::string_view text) noexcept {
+  if (text.size() != 2 * kSize) return std::nullopt;
+  Digest bytes;
+  for (std::size_t i = 0; i < kSize; ++i) {
+    const int high = digit_value(text[2 * i]);
+    const int low = digit_value(text[2 * i + 1]);
+    if (high < 0 || low < 0) return std::nullopt;
+    bytes[i] = static_cast<std::uint8_t>(high << 4 | low);
+  }
+  return Key(bytes);
+}
+
+std::string Key::hex() const {
+  std::string text;
+  text.reserve(2 * kSize);
+  for (const std::uint8_t byte : bytes_) {
+    text += kDigits[byte >> 4];
+    text += kDigits[byte & 15];
+  }
+  return text;
+}
+
+namespace internal {
+
+Digest header_digest(const Header& header, const KeyOptions& options, std::string_view where) {
+  if (header.shape.size() > 0xFFFF) {
+    throw Error(ErrorCode::kInvalidArgument, "[" + std::string(where) + "] the tensor has " +
+                                                 std::to_string(header.shape.size()) +
+                                                 " dims; expected at most 65535");
+  }
+  if (header.dtype_params.size() > 0xFFFFFFFF) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "[" + std::string(where) + "] dtype parameters or paths of 4 GiB and more");
+  }
+  ByteWriter writer;
+  writer.put(std::string_view("TKEY"));
+  writer.put(kVersion);
+  writer.put(static_cast<std::uint8_t>(header.kind));
+  writer.put(static_cast<std::uint16_t>(header.dtype));
+  writer.put(options.canonical ? kCanonicalFlag : std::uint16_t{0});
+  writer.put(static_cast<std::uint16_t>(header.shape.size()));
+  writer.put_sized(header.dtype_params);
+  for (const std::int64_t dim : header.shape) writer.put(static_cast<std::uint64_t>(dim));
+  writer.put(std::uint64_t{options.scope.size()});
+  writer.put(options.scope);
+
+  if (!options.secret) return blake3(writer.bytes());
+  const Digest subkey = blake3_derive_key("tensorkey v1 key", std::as_bytes(*options.secret));
+  return blake3(writer.bytes(), {.key = &subkey});
+}
+
+}  // namespace internal
+}  // namespace tensorkey
