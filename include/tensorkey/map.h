@@ -19,8 +19,8 @@
 //   - Option canonical: -0.0 equals 0.0 and every NaN one NaN, in complex parts too. Snapshots are
 //     then canonical as well. Without it NaN equals its own bits.
 //   - Hash function, buckets, allocators and node handles are not part of the interface.
-// Performance: a lookup is one hash and one memcmp over the tensor's bytes. A view that does not lie
-// in one piece is gathered first (up to 256 KiB) or read twice in pieces (above).
+// Performance: a lookup is one hash and one memcmp over the tensor's bytes. A view that does not
+// lie in one piece is gathered first (up to 256 KiB) or read twice in pieces (above).
 //
 // Not synchronised: like any standard container, many readers or one writer. Every function that
 // changes gives the strong guarantee (after an exception, of a V or std::bad_alloc, nothing has
@@ -97,8 +97,8 @@ class Probe {
  private:
   friend class Table;
   TensorView view_;
-  std::size_t size_;                      // logical bytes
-  const std::byte* bytes_ = nullptr;      // them in one piece; null: they have to be walked
+  std::size_t size_;                       // logical bytes
+  const std::byte* bytes_ = nullptr;       // them in one piece; null: they have to be walked
   std::unique_ptr<std::byte[]> gathered_;  // owns bytes_ if they did not lie in one piece
   std::uint64_t hash_ = 0;
   bool canonical_;
@@ -165,10 +165,10 @@ class TENSORKEY_EXPORT Table {
 
 template <class Value>
 struct Element {
-  static constexpr std::size_t kOffset = (sizeof(Node) + alignof(Value) - 1) & ~(alignof(Value) - 1);
+  static constexpr std::size_t kOffset =
+      (sizeof(Node) + alignof(Value) - 1) & ~(alignof(Value) - 1);
   static Value* get(Node* node) noexcept {
-    return std::launder(
-        reinterpret_cast<Value*>(reinterpret_cast<std::byte*>(node) + kOffset));
+    return std::launder(reinterpret_cast<Value*>(reinterpret_cast<std::byte*>(node) + kOffset));
   }
   static void destroy(Node* node) noexcept { get(node)->~Value(); }
   static constexpr Layout kLayout{kOffset, sizeof(Value), alignof(Value), &destroy};
@@ -187,9 +187,10 @@ class Iterator {
   Iterator() = default;
   explicit Iterator(Node* node) noexcept : node_(node) {}
   // Implicit, as iterator converts to const_iterator in the standard library.
-  Iterator(const Iterator<std::remove_const_t<Value>>& other) noexcept
-    requires std::is_const_v<Value>
-      : node_(other.node()) {}
+  template <class Other>
+  requires(std::is_const_v<Value>&& std::is_same_v<Other, value_type>)
+      Iterator(const Iterator<Other>& other)
+  noexcept : node_(other.node()) {}
 
   reference operator*() const noexcept { return *Element<value_type>::get(node_); }
   pointer operator->() const noexcept { return Element<value_type>::get(node_); }
@@ -253,9 +254,7 @@ class Container {
   iterator erase(const_iterator position) noexcept {
     return iterator(table_.erase(position.node()));
   }
-  iterator erase(iterator position) noexcept
-    requires(!std::is_same_v<iterator, const_iterator>)
-  {
+  iterator erase(iterator position) noexcept requires(!std::is_same_v<iterator, const_iterator>) {
     return iterator(table_.erase(position.node()));
   }
 
@@ -457,9 +456,8 @@ class TensorKeySet : public internal::Container<TensorView> {
 
  private:
   iterator construct(internal::Table::Fresh fresh) {
-    return link(fresh, [](void* place, const TensorView& key) {
-      return ::new (place) TensorView(key);
-    });
+    return link(fresh,
+                [](void* place, const TensorView& key) { return ::new (place) TensorView(key); });
   }
 };
 
