@@ -7,17 +7,16 @@
 
 #include <Python.h>
 
-#include <array>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include <tensorkey/key.h>
 #include <tensorkey/view.h>
 
-namespace tensorkey::python {
+#include "acquire_loan.h"
 
-// Whose tensor it was: what iteration over a mapping gives back.
-enum class Framework : std::uint8_t { kBuffer, kNumpy, kTorch, kJax, kTensorflow };
+namespace tensorkey::python {
 
 class Borrowed {
  public:
@@ -25,21 +24,17 @@ class Borrowed {
   // do instead; python_error passes through from the framework's own calls where it has no better
   // text of ours.
   explicit Borrowed(PyObject* object);
-  ~Borrowed();
   Borrowed(const Borrowed&) = delete;
   Borrowed& operator=(const Borrowed&) = delete;
 
-  [[nodiscard]] const TensorView& view() const noexcept { return view_; }
-  [[nodiscard]] Framework framework() const noexcept { return framework_; }
+  [[nodiscard]] const TensorView& view() const noexcept { return loan_.view; }
+  [[nodiscard]] Framework framework() const noexcept { return loan_.framework; }
 
-  // The bytes were copied from a device, or materialised by the framework, to be readable.
-  [[nodiscard]] bool host_copy() const noexcept { return host_copy_; }
+  // The bytes were copied from a device, or gathered from several, to be readable.
+  [[nodiscard]] bool host_copy() const noexcept { return loan_.host_copy; }
 
  private:
-  TensorView view_;
-  Framework framework_ = Framework::kBuffer;
-  bool host_copy_ = false;
-  // The implementer adds what keeps the memory alive: a Py_buffer, a DLPack tensor, references.
+  Loan loan_;
 };
 
 // What a tensor is apart from its elements, for structure keys. Reads no element, copies nothing
@@ -47,13 +42,23 @@ class Borrowed {
 class BorrowedStructure {
  public:
   explicit BorrowedStructure(PyObject* object);
-  [[nodiscard]] const TensorView& view() const noexcept { return view_; }
+  BorrowedStructure(const BorrowedStructure&) = delete;
+  BorrowedStructure& operator=(const BorrowedStructure&) = delete;
+
+  [[nodiscard]] const TensorView& view() const noexcept { return loan_.view; }
   [[nodiscard]] const Structure& structure() const noexcept { return structure_; }
 
  private:
-  TensorView view_;  // data may be null
+  void borrow(PyObject* object);
+  void borrow_torch(PyObject* object);
+  void borrow_jax(PyObject* object);
+  void borrow_tensorflow(PyObject* object);
+  void borrow_exporter(PyObject* object);
+
+  Loan loan_;  // view.data may be null
   Structure structure_;
-  // The implementer adds what keeps strings and dims alive.
+  std::string device_ = "cpu";
+  std::vector<std::int64_t> dims_;
 };
 
 }  // namespace tensorkey::python

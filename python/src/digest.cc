@@ -56,7 +56,7 @@ nb::bytes blake3_of(nb::handle data, const std::optional<nb::bytes>& key, unsign
     const MaybeReleaseGil release(bytes.size());
     digest = blake3(bytes, {.key = digest_of_key ? &*digest_of_key : nullptr, .threads = threads});
   }
-  return {digest.data(), digest.size()};
+  return nb::bytes(digest.data(), digest.size());
 }
 
 nb::bytes blake3_rows_of(nb::handle rows, const std::optional<nb::bytes>& key, unsigned threads) {
@@ -76,7 +76,7 @@ nb::bytes blake3_rows_of(nb::handle rows, const std::optional<nb::bytes>& key, u
                  .stride = static_cast<std::ptrdiff_t>(row_bytes)},
                 digests, {.key = digest_of_key ? &*digest_of_key : nullptr, .threads = threads});
   }
-  return {digests.data(), digests.size() * sizeof(Digest)};
+  return nb::bytes(digests.data(), digests.size() * sizeof(Digest));
 }
 
 // Tells one state of a list of tensors from another inside this process: XXH3-128, with the
@@ -103,7 +103,7 @@ nb::bytes change_digest_of(const nb::sequence& tensors) {
     }
     hash = stream.finalize();
   }
-  return {&hash, sizeof hash};
+  return nb::bytes(&hash, sizeof hash);
 }
 
 void force_target_named(const std::optional<std::string>& name) {

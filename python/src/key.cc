@@ -21,7 +21,7 @@ using namespace nb::literals;
 namespace tensorkey::python {
 namespace {
 
-nb::bytes to_bytes(const Key& key) { return {key.bytes().data(), Key::kSize}; }
+nb::bytes to_bytes(const Key& key) { return nb::bytes(key.bytes().data(), Key::kSize); }
 
 Key from_bytes(nb::bytes bytes) {
   if (bytes.size() != Key::kSize) {

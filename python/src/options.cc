@@ -13,7 +13,7 @@ namespace {
   throw Error(code, "[" + std::string(where) + "] " + text);
 }
 
-std::string type_name(nb::handle object) { return Py_TYPE(object.ptr())->tp_name; }
+std::string name_of_type(nb::handle object) { return Py_TYPE(object.ptr())->tp_name; }
 
 std::string_view scope_text(nb::handle scope, std::string_view where) {
   PyObject* object = scope.ptr();
@@ -27,7 +27,7 @@ std::string_view scope_text(nb::handle scope, std::string_view where) {
     return {text, static_cast<std::size_t>(size)};
   }
   wrong(ErrorCode::kUnsupported, where,
-        "scope is a " + type_name(scope) + "; expected bytes or str");
+        "scope is a " + name_of_type(scope) + "; expected bytes or str");
 }
 
 std::span<const std::uint8_t, 32> secret_bytes(nb::handle secret, std::string_view where) {
@@ -40,7 +40,7 @@ std::span<const std::uint8_t, 32> secret_bytes(nb::handle secret, std::string_vi
   } else {
     // A bytearray could be resized by another thread while the GIL is released.
     wrong(ErrorCode::kUnsupported, where,
-          "secret is a " + type_name(secret) + "; expected 32 bytes");
+          "secret is a " + name_of_type(secret) + "; expected 32 bytes");
   }
   if (size != 32) {
     wrong(ErrorCode::kInvalidArgument, where,

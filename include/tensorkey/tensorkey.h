@@ -1,0 +1,20 @@
+// The whole core, lowest layer first: this list is also the map of the library. Start with key.h
+// for keys, map.h for tensors as keys of a mapping, memo.h for an activation cache.
+#pragma once
+
+#include <tensorkey/version.h>  // IWYU pragma: export
+
+#include <tensorkey/error.h>  // IWYU pragma: export
+
+#include <tensorkey/dtype.h>  // IWYU pragma: export
+#include <tensorkey/view.h>   // IWYU pragma: export
+
+#include <tensorkey/digest.h>  // IWYU pragma: export
+
+#include <tensorkey/key.h>  // IWYU pragma: export
+
+#include <tensorkey/map.h>  // IWYU pragma: export
+
+#include <tensorkey/store.h>  // IWYU pragma: export
+
+#include <tensorkey/memo.h>  // IWYU pragma: export
