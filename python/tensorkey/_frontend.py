@@ -1,0 +1,389 @@
+"""The engine of a cached layer, shared by the frontends: what thinks, and knows no framework.
+
+A frontend owns a ``Backend`` (how to copy rows, run the layer, allocate an answer), asks its own
+guards whether a call may be cached at all, and hands the rest to ``Engine.call``:
+
+    fingerprint -> plan (chunk and probe, once for each structure) -> lookup -> run the missing rows
+    in chunks -> insert -> assemble
+
+The scope under which rows are looked up is the BLAKE3 of the canonical encoding (_encoding.py) of
+
+    ("tensorkey layer", 1, frontend, method, "each", chunk, environment, the caller's scope,
+     digest of the fingerprint)
+
+An exception of the layer passes through unchanged and stores nothing. A failure of the cache is
+counted and the layer runs without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any, Protocol
+
+from tensorkey import _core, errors
+from tensorkey._chunks import Chunk, check_chunk, chunks, first_chunk
+from tensorkey._encoding import plain
+from tensorkey._fingerprint import Fingerprint, Reading, State
+from tensorkey._probe import MAX_ROWS, Gap, Inputs, Verdict, probe
+from tensorkey._sizes import parse_bytes
+from tensorkey._stats import LayerStats
+
+UNPROVEN = "unproven: probe=False"
+MAX_PLANS = 64
+
+
+class Backend(Protocol):
+    """What the engine asks of a framework."""
+
+    name: str
+    """Of the frontend and what runs below it, such as "keras-tensorflow"."""
+
+    def run(self, inputs: Inputs) -> Any:
+        """Run the layer, no gradients recorded."""
+
+    def rows(self, tensor: Any) -> int | None:
+        """Return the batch size; None if this is not one plain tensor of rank 1 or more."""
+
+    def take(self, inputs: Inputs, rows: Sequence[int]) -> Inputs:
+        """Copy rows into fresh contiguous memory."""
+
+    def assemble(self, batch: _core.MemoBatch, place: Any) -> Any:
+        """Return the answer in a fresh tensor at `place`."""
+
+    def place(self, output: Any) -> Any:
+        """Return where an output lies: its device."""
+
+    def gap(self, one: Any, other: Any) -> Gap:
+        """Compare outputs row by row, bitwise."""
+
+    def random_state(self) -> Any:
+        """Return the framework's random state, comparable by ==."""
+
+    def set_random_state(self, state: Any) -> None:
+        """Put the framework's random state back."""
+
+    def save(self, tensors: Sequence[Any]) -> Any:
+        """Copy those tensors of a layer that its runs may write to."""
+
+    def restore(self, saved: Any) -> None:
+        """Write the copies back."""
+
+    def out_of_memory(self, error: Exception) -> bool:
+        """Whether an exception says that memory ran out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The options of a cached layer, checked."""
+
+    memory: int | str = "1 GiB"
+    chunk: Chunk = "auto"
+    scope: bytes | str = b""
+    probe: bool = True
+    secret: bytes | None = dataclasses.field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        parse_bytes(self.memory)
+        check_chunk(self.chunk)
+        if not isinstance(self.scope, (bytes, str)):
+            raise errors.InvalidArgument("[CachedLayer] scope must be bytes or str")
+        secret = self.secret
+        if secret is not None and (type(secret) is not bytes or len(secret) != 32):
+            raise errors.InvalidArgument("[CachedLayer] secret must be exactly 32 bytes")
+
+
+class Bypass(Exception):
+    """The call runs without the cache; the text says why."""
+
+
+class _Unsuited(Bypass):
+    """So will every other call: the outputs of this layer cannot be cached."""
+
+
+@dataclasses.dataclass
+class Plan:
+    """How a layer of one structure runs in one environment."""
+
+    verdict: Verdict
+    unsuited: str | None = None
+    place: Any = None
+
+
+class Engine:
+    """Memo, plans and counters of one cached layer. Thread-safe as its memo is."""
+
+    def __init__(self, backend: Backend, fingerprint: Fingerprint, options: Options) -> None:
+        self.options = options
+        self._backend = backend
+        self._fingerprint = fingerprint
+        self._memo = _core.Memo(parse_bytes(options.memory))
+        scope = options.scope
+        self._user_scope = scope.encode() if isinstance(scope, str) else scope
+        self._scope: tuple[object, bytes] = (None, b"")
+        self._plans: dict[tuple[bytes, object], Plan] = {}
+        self._last: Plan | None = None
+        self._accepted = False
+        self._chunk: int | None = None
+        self._bypasses: dict[str, int] = {}
+        self._assumptions: dict[str, None] = {}
+        self._probe_runs = 0
+        self._lock = threading.Lock()
+        self._settling = threading.RLock()
+
+    def reading(self) -> Reading:
+        """Return the layer as it is now: what the frontend's own guards look at."""
+        return self._fingerprint.reading()
+
+    def bypass(self, reason: str) -> None:
+        """Count a call that ran without the cache."""
+        with self._lock:
+            self._bypasses[reason] = self._bypasses.get(reason, 0) + 1
+
+    def clear(self) -> None:
+        """Drop all entries; the counters stay."""
+        self._memo.clear()
+
+    def call(self, inputs: Inputs, reading: Reading, environment: tuple[object, ...]) -> Any:
+        """Answer a batch.
+
+        Parameters
+        ----------
+        inputs
+            Tensors that share their first dimension, of at least one row.
+        reading
+            From reading(), in this call.
+        environment
+            Plain values: what else the bits of an answer depend on.
+
+        Raises
+        ------
+        Bypass
+            The caller runs the layer on the whole batch and counts the text.
+        tensorkey.errors.Unsupported
+            The probe refuses the layer.
+        tensorkey.errors.InvalidArgument
+            The output of the layer has another batch size than its input.
+        """
+        state = self._state(reading)
+        plan = self._plans.get((state.structure, environment))
+        if plan is None or not plan.verdict.complete:
+            plan, state = self._settle(plan, inputs, reading, state, environment)
+        self._last = plan
+        if plan.unsuited is not None:
+            raise Bypass(plan.unsuited)
+        if plan.verdict.refused:
+            self._refuse(plan.verdict)
+        batch = self._lookup(inputs, plan.verdict.chunk, environment, state)
+        missing = batch.missing
+        if missing:
+            self._compute(plan, batch, missing, inputs)
+        try:
+            return self._backend.assemble(batch, plan.place)
+        except errors.Error as error:
+            raise Bypass(f"the rows of its output differ in shape: {error}") from None
+
+    def _state(self, reading: Reading) -> State:
+        try:
+            return self._fingerprint.state(reading)
+        except errors.Error as error:
+            raise Bypass(f"a weight has no key: {error}") from None
+
+    def _lookup(
+        self, inputs: Inputs, chunk: int, environment: tuple[object, ...], state: State
+    ) -> _core.MemoBatch:
+        about = (chunk, environment, state.digest)
+        known, scope = self._scope
+        if known != about:
+            parts = ("tensorkey layer", 1, self._backend.name, "forward", "each")
+            scope = _core.blake3(plain((*parts, chunk, environment, self._user_scope, state.digest)))
+            self._scope = (about, scope)
+        paths = [str(i) for i in range(len(inputs))]
+        try:
+            return self._memo.lookup(inputs, paths, scope, self.options.secret)
+        except errors.Error as error:
+            raise Bypass(f"an input has no key: {error}") from None
+
+    def _compute(
+        self, plan: Plan, batch: _core.MemoBatch, missing: Sequence[int], inputs: Inputs
+    ) -> None:
+        """Run the missing rows; all of them before any is stored."""
+        chunk = plan.verdict.chunk
+        subject = _Subject(self._backend, batch.rows)
+        done = []
+        try:
+            for first, count, rows in chunks(missing, chunk):
+                part = subject.take(inputs, rows)
+                start = perf_counter()
+                output = subject.run(part)
+                done.append((first, count, output, perf_counter() - start))
+            for first, count, output, seconds in done:
+                _insert(batch, first, count, output, seconds)
+        except _Unsuited as reason:
+            plan.unsuited = str(reason)
+            raise
+    def _settle(
+        self,
+        plan: Plan | None,
+        inputs: Inputs,
+        reading: Reading,
+        state: State,
+        environment: tuple[object, ...],
+    ) -> tuple[Plan, State]:
+        """Resolve chunk and probe for a structure seen for the first time."""
+        with self._settling:
+            settled = self._plans.get((state.structure, environment))
+            if settled is not plan and settled is not None:
+                return settled, state  # by another thread
+            self._assumptions |= dict.fromkeys(reading.unread)
+            rows = self._backend.rows(inputs[0]) or 0
+            if self._chunk is None:
+                self._chunk = first_chunk(self.options.chunk, rows)
+            distinct = self._distinct(inputs)
+            if plan is not None and len(distinct) < 2:
+                return plan, state  # still too few rows to measure more
+            subject = _Subject(self._backend, rows)
+            try:
+                verdict = self._judge(subject, reading, inputs, distinct)
+                plan = Plan(verdict, place=subject.place)
+                self._accepted |= verdict.complete and not verdict.refused
+            except _Unsuited as reason:
+                plan = Plan(Verdict(self._chunk, f"not run: {reason}"), unsuited=str(reason))
+            finally:
+                self._probe_runs += subject.runs
+            if len(self._plans) >= MAX_PLANS:
+                self._plans.clear()
+            self._plans[state.structure, environment] = plan
+            # The first runs may have built caches of the layer's own: go on from what is now.
+            state = self._state(self._fingerprint.reading())
+            self._plans[state.structure, environment] = plan
+            return plan, state
+
+    def _judge(
+        self, subject: _Subject, reading: Reading, inputs: Inputs, distinct: Sequence[int]
+    ) -> Verdict:
+        chunk = self._chunk or 1
+        if self.options.probe:
+            watched = _LayerState(self._backend, self._fingerprint, reading)
+            return probe(subject, watched, inputs, distinct, chunk)
+        subject.run(subject.take(inputs, [0] * max(2, chunk)))  # looks at its output
+        return Verdict(chunk, UNPROVEN)
+
+    def _distinct(self, inputs: Inputs) -> list[int]:
+        """Return the positions of the first different rows, as many as the probe can use."""
+        members = {str(i): tensor for i, tensor in enumerate(inputs)}
+        try:
+            keys = _core.tuple_row_keys(members)
+        except errors.Error as error:
+            raise Bypass(f"an input has no key: {error}") from None
+        first: dict[_core.Key, int] = {}
+        for position, key in enumerate(keys):
+            first.setdefault(key, position)
+            if len(first) == MAX_ROWS:
+                break
+        return list(first.values())
+
+    def _refuse(self, verdict: Verdict) -> None:
+        """Refuse loudly at first; a layer that was accepted runs uncached where it is not."""
+        if self._accepted:
+            raise Bypass(f"refused by the probe: {verdict.text}")
+        raise errors.Unsupported(
+            f"[CachedLayer] the rows of this layer cannot be cached one by one: {verdict.text}"
+        )
+
+    def stats(self) -> LayerStats:
+        """Return a snapshot."""
+        counts = self._memo.stats()
+        counts.pop("batches")
+        counts.pop("insertions")
+        plan = self._last
+        with self._lock:
+            bypasses = dict(self._bypasses)
+        return LayerStats(
+            **counts,
+            probe_runs=self._probe_runs,
+            chunk=plan.verdict.chunk if plan else None,
+            probe=plan.verdict.text if plan else "not yet run",
+            bypasses=bypasses,
+            assumptions=list(self._assumptions),
+        )
+
+
+def _insert(
+    batch: _core.MemoBatch, first: int, count: int, output: Any, seconds: float
+) -> None:
+    try:
+        batch.insert(first, count, output, seconds)
+    except errors.Unsupported as error:
+        raise _Unsuited(f"its output cannot be stored: {error}") from None
+    except errors.Error as error:
+        raise Bypass(f"the rows of its output differ in shape: {error}") from None
+
+
+class _Subject:
+    """The layer, its output checked at every run."""
+
+    def __init__(self, backend: Backend, batch: int) -> None:
+        self._backend = backend
+        self._batch = batch
+        self.runs = 0
+        self.place: Any = None
+        self.take = backend.take
+        self.gap = backend.gap
+        self.random_state = backend.random_state
+        self.set_random_state = backend.set_random_state
+
+    def run(self, inputs: Inputs) -> Any:
+        backend = self._backend
+        expected = backend.rows(inputs[0]) or 0
+        self.runs += 1
+        try:
+            output = backend.run(inputs)
+        except Exception as error:
+            if expected > self._batch and backend.out_of_memory(error):
+                raise Bypass(
+                    f"out of memory in a chunk of {expected} rows; chunk=1 needs less"
+                ) from error
+            raise
+        rows = backend.rows(output)
+        if rows is None:
+            raise _Unsuited(f"its output is no single tensor: {type(output).__name__}")
+        if rows != expected:
+            raise errors.InvalidArgument(
+                f"[CachedLayer] the layer answers {expected} rows with {rows}; expected one output "
+                "row for each input row"
+            )
+        self.place = backend.place(output)
+        return output
+
+
+class _LayerState:
+    """The layer's own state during a probe."""
+
+    def __init__(self, backend: Backend, fingerprint: Fingerprint, reading: Reading) -> None:
+        self._backend = backend
+        self._fingerprint = fingerprint
+        self._reading = reading
+        self._tensors = reading.tensors
+        self._saved = backend.save(reading.tensors)
+        self._digests: dict[str, bytes] = {}
+        self.changes()
+
+    def changes(self) -> list[str]:
+        old, new = self._reading, self._fingerprint.reading()
+        digests = {
+            path: _core.change_digest([tensor])
+            for path, tensor in zip(new.names, new.tensors, strict=True)
+        }
+        before = self._digests
+        changed = [path for path in digests if digests[path] != before.get(path)]
+        changed += [path for path in before if path not in digests]
+        if new is not old and new.structure != old.structure:
+            changed.append("attributes")
+        self._reading, self._digests = new, digests
+        return changed
+
+    def restore(self) -> None:
+        self._backend.restore(self._saved)

@@ -1,0 +1,295 @@
+"""The probe: may the rows of this layer be cached one by one, and in chunks of how many?
+
+It runs the layer on the caller's first rows and compares bits:
+
+(a) *slot*: one row fills a chunk. Are all outputs equal, wherever the row stood?
+(b) *neighbours*: the same row at the same slot among other rows. Is its output the same?
+    For chunks of one row: alone against in the caller's batch, as information.
+(c) *state*: did a run change buffers, attributes or the random state? The first run may (lazy
+    initialisation, caches of the layer's own); the second may not.
+
+(a) different in the last bits: chunks of one row, which were exact in every trial. (a) beyond that,
+(b) at all in a chunk, (b) beyond the last bits for chunks of one row, or (c): refused, with what
+was measured. "The last bits" are 64 units in the last place of the largest output, 4 for 16-bit
+floats. The random state is put back at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import sys
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Any, Protocol
+
+MAX_ROWS = 16
+MAX_SECONDS = 2.0
+Inputs = Sequence[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gap:
+    """How far two batches of outputs are apart."""
+
+    rows: int = 0
+    """Rows whose bits differ."""
+    ulps: float = 0.0
+    """The largest difference, in units in the last place of the largest output."""
+    limit: float = 64.0
+    """What counts as the last bits for this dtype."""
+
+    @property
+    def slight(self) -> bool:
+        """Whether nothing but the last bits differs."""
+        return self.ulps <= self.limit
+
+
+class Subject(Protocol):
+    """A layer under the probe, in the terms of its framework."""
+
+    def run(self, inputs: Inputs) -> Any:
+        """Run the layer as a miss does, and check its output: one tensor with the same rows."""
+
+    def take(self, inputs: Inputs, rows: Sequence[int]) -> Inputs:
+        """Copy rows into fresh memory."""
+
+    def gap(self, one: Any, other: Any) -> Gap:
+        """Compare outputs row by row, bitwise."""
+
+    def random_state(self) -> Any:
+        """Return the framework's random state, comparable by ==."""
+
+    def set_random_state(self, state: Any) -> None:
+        """Put the framework's random state back."""
+
+
+class State(Protocol):
+    """The layer's own state, watched during the probe."""
+
+    def changes(self) -> list[str]:
+        """Return the names of what changed since the last call."""
+
+    def restore(self) -> None:
+        """Put buffers back as they were at the beginning."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the probe found."""
+
+    chunk: int
+    text: str
+    refused: bool = False
+    complete: bool = True
+    """False while neighbours could not be measured for want of two different rows."""
+
+
+class Refusal(Exception):
+    """Ends a probe: rows of this layer must not be cached one by one."""
+
+
+def probe(
+    subject: Subject,
+    state: State,
+    inputs: Inputs,
+    rows: Sequence[int],
+    chunk: int,
+    clock: Callable[[], float] = perf_counter,
+) -> Verdict:
+    """Probe a layer.
+
+    Parameters
+    ----------
+    subject, state
+        The layer.
+    inputs
+        The caller's batch.
+    rows
+        Positions of its different rows; the first 16 are used.
+    chunk
+        Rows in a chunk: 1 or a multiple of 32.
+    clock
+        Seconds; after 2 of them the probe ends with what it has, never before one (a) and one (b).
+
+    Returns
+    -------
+    Verdict
+        Its chunk is `chunk` or, where bits depend on the slot, 1.
+
+    Raises
+    ------
+    Exception
+        What the layer itself raises.
+    """
+    before = random_state(subject)
+    run = _Run(subject, state, inputs, list(rows[:MAX_ROWS]), clock)
+    try:
+        run.settle(chunk)
+        if chunk == 1:
+            return run.alone("")
+        slot = run.slots(chunk)
+        return slot if slot.chunk == chunk else run.alone(slot.text)
+    except Refusal as refusal:
+        state.restore()
+        return Verdict(chunk, str(refusal), refused=True)
+    finally:
+        set_random_state(subject, before)
+
+
+class _Run:
+    def __init__(
+        self,
+        subject: Subject,
+        state: State,
+        inputs: Inputs,
+        rows: list[int],
+        clock: Callable[[], float],
+    ) -> None:
+        self._subject = subject
+        self._state = state
+        self._inputs = inputs
+        self._rows = rows
+        self._clock = clock
+        self._end = clock() + MAX_SECONDS
+
+    def _chunk(self, rows: Sequence[int]) -> Any:
+        return self._subject.run(self._subject.take(self._inputs, rows))
+
+    def _late(self) -> bool:
+        return self._clock() > self._end
+
+    def settle(self, chunk: int) -> None:
+        """(c) Run twice; the second run may change nothing and must give the same bits."""
+        first = [self._rows[0]] * chunk
+        self._chunk(first)
+        self._state.changes()
+        drawn = random_state(self._subject)
+        output = self._chunk(first)
+        changes = self._state.changes()
+        if random_state(self._subject) != drawn:
+            raise Refusal(
+                "it draws random numbers in each run; put it in inference mode first, "
+                "such as layer.eval(), or cache the part before the random one"
+            )
+        if changes:
+            shown = ", ".join(changes[:4]) + (", ..." if len(changes) > 4 else "")
+            raise Refusal(
+                f"each run changes its own state ({shown}); put it in inference mode first, "
+                "such as layer.eval(), or cache the part that keeps no state"
+            )
+        again = self._subject.gap(output, self._chunk(first))
+        if again.rows:
+            raise Refusal(f"two runs on the same rows differ, by up to {_size(again)}")
+
+    def slots(self, chunk: int) -> Verdict:
+        """(a) and (b) for chunks of several rows."""
+        subject, rows = self._subject, self._rows
+        same: list[Any] = []
+        worst, moved = Gap(), 0
+        for position, row in enumerate(rows):
+            if position > 1 and self._late():
+                break
+            output = self._chunk([row] * chunk)
+            gap = subject.gap(output, subject.take((output,), [0] * chunk)[0])
+            if gap.rows:
+                moved += 1
+                worst = max(worst, gap, key=lambda gap: gap.ulps)
+            if not worst.slight:
+                raise Refusal(
+                    f"equal rows of one chunk of {chunk} get different outputs, by up to "
+                    f"{_size(worst)}: rows depend on their place in the batch, or are random"
+                )
+            same.append(output)
+        if moved:
+            return Verdict(
+                1,
+                f"slot: {moved} of {len(same)} rows change in the last bits with their place in "
+                f"a chunk of {chunk}, by up to {_size(worst)}: runs one row at a time",
+            )
+        if len(rows) < 2:
+            return Verdict(
+                chunk, "slot clean, neighbours not yet measured: only one row", complete=False
+            )
+        changed, worst = 0, Gap()
+        for shift in (0, 1):
+            if shift and self._late():
+                break
+            mixed = [(slot + shift) % len(rows) for slot in range(chunk)]
+            output = self._chunk([rows[i] for i in mixed])
+            for i, alone in enumerate(same):
+                slots = [slot for slot, row in enumerate(mixed) if row == i]
+                gap = subject.gap(
+                    subject.take((output,), slots)[0], subject.take((alone,), slots)[0]
+                )
+                if gap.rows:
+                    changed += 1
+                    worst = max(worst, gap, key=lambda gap: gap.ulps)
+            if changed:
+                raise Refusal(
+                    f"rows depend on each other: {changed} of {len(same)} rows change when other "
+                    f"rows share their chunk of {chunk}, by up to {_size(worst)}"
+                    + (": chunk=1 runs each row alone" if worst.slight else "")
+                )
+        return Verdict(
+            chunk,
+            f"clean: {len(same)} rows have equal bits at every place in a chunk of {chunk} and "
+            "beside other rows",
+        )
+
+    def alone(self, reason: str) -> Verdict:
+        """(b) for chunks of one row: alone against in the caller's batch."""
+        subject, rows = self._subject, self._rows
+        reason = f"{reason}; " if reason else ""
+        together = rows if len(rows) > 1 else rows * 2  # one row says nothing of the batch size
+        batch = self._chunk(together)
+        worst, changed, seen = Gap(), 0, 0
+        for position, row in enumerate(rows):
+            if position > 1 and self._late():
+                break
+            gap = subject.gap(self._chunk([row]), subject.take((batch,), [position])[0])
+            seen += 1
+            if gap.rows:
+                changed += 1
+                worst = max(worst, gap, key=lambda gap: gap.ulps)
+        if not worst.slight:
+            raise Refusal(
+                f"rows depend on each other: {changed} of {seen} rows change in a batch of "
+                f"{len(together)} against running alone, by up to {_size(worst)}"
+            )
+        if len(rows) < 2:
+            return Verdict(1, reason + "neighbours not yet measured: only one row", complete=False)
+        if changed:
+            return Verdict(
+                1,
+                f"{reason}alone and in a batch of {len(together)}, {changed} of {seen} rows "
+                f"differ in the last bits, by up to {_size(worst)}",
+            )
+        return Verdict(1, f"{reason}clean: {seen} rows have equal bits alone and in a batch")
+
+
+def _size(gap: Gap) -> str:
+    if gap.ulps == float("inf"):
+        return "more than rounding can"
+    return f"{gap.ulps:.3g} units in the last place"
+
+
+def random_state(subject: Subject) -> list[Any]:
+    """Return the random states of Python, NumPy (if it is loaded) and the framework."""
+    states: list[Any] = [random.getstate()]
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        kind, keys, *rest = numpy.random.get_state()
+        states.append((kind, keys.tobytes(), *rest))
+    states.append(subject.random_state())
+    return states
+
+
+def set_random_state(subject: Subject, states: list[Any]) -> None:
+    """Put back what random_state() returned."""
+    random.setstate(states[0])
+    subject.set_random_state(states[-1])
+    if len(states) == 3:
+        numpy = sys.modules["numpy"]
+        kind, keys, *rest = states[1]
+        numpy.random.set_state((kind, numpy.frombuffer(keys, dtype=numpy.uint32), *rest))

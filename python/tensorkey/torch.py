@@ -1,0 +1,299 @@
+"""Cached layers for PyTorch.
+
+Examples
+--------
+>>> import torch
+>>> from tensorkey.torch import CachedLayer
+>>> encoder = CachedLayer(torch.nn.Linear(16, 32).eval().requires_grad_(False), memory="64 MiB")
+>>> batch = torch.randn(64, 16)
+>>> bool((encoder(batch) == encoder(batch)).all())
+True
+>>> encoder.stats.hits, encoder.stats.misses
+(64, 64)
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from tensorkey import _core, errors
+from tensorkey._chunks import Chunk
+from tensorkey._fingerprint import Fingerprint, Reading
+from tensorkey._frontend import Bypass, Engine, Options
+from tensorkey._probe import Inputs
+from tensorkey._stats import LayerStats
+from tensorkey._torch_backend import TorchBackend, environment, transform, unfit_inputs
+
+__all__ = ["CachedLayer"]
+
+T = TypeVar("T")
+
+_REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+_SHARED = (
+    *_REGISTRIES,
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+_OWN = frozenset({"inner", "_engine", "_options"})
+_UNREAD = frozenset(vars(nn.Module())) - {"training"} | {"_engine", "_options"}
+_UNFROZEN = (
+    "weights are trainable while gradients are recorded: call layer.requires_grad_(False), or run "
+    "under torch.no_grad()"
+)
+
+
+class TorchModules:
+    """How a fingerprint reads modules."""
+
+    roots = frozenset({"torch", "tensorkey"})
+
+    def tensor(self, value: Any) -> torch.Tensor | None:
+        """Return a tensor as it is."""
+        return value if isinstance(value, torch.Tensor) else None
+
+    def leaf(self, value: Any) -> str | None:
+        """Return the name of a dtype, device, layout or memory format."""
+        kinds = (torch.dtype, torch.device, torch.layout, torch.memory_format)
+        return str(value) if isinstance(value, kinds) else None
+
+    def is_module(self, value: Any) -> bool:
+        """Whether this is a module."""
+        return isinstance(value, nn.Module)
+
+    def attributes(self, module: nn.Module) -> dict[str, Any]:
+        """Return what counts: attributes, parameters and buffers by name, submodules in order."""
+        own = {key: value for key, value in vars(module).items() if key not in _UNREAD}
+        own |= module._parameters
+        own |= module._buffers
+        return dict(sorted(own.items())) | module._modules
+
+    def containers(self, module: nn.Module) -> Iterator[dict[str, Any]]:
+        """Yield the registries."""
+        yield module._parameters
+        yield module._buffers
+        yield module._modules
+
+
+class _ModuleBackend(TorchBackend):
+    def __init__(self, layer: nn.Module) -> None:
+        self._layer = layer
+
+    def run(self, inputs: Inputs) -> Any:
+        with torch.no_grad():
+            return self._layer(*inputs)
+
+
+class CachedLayer(nn.Module):
+    """A module that remembers its answers, row by row, by the content of its inputs.
+
+    It shares the parameters, buffers and submodules of `layer` under the same names: state dicts,
+    optimizers, ``to()``, ``train()``, deepcopy and pickle see the layer. What the wrapper has not,
+    it takes from the layer. The cache itself is in no state dict, copy or pickle.
+
+    Parameters
+    ----------
+    layer
+        A module that takes tensors by position, which share their first dimension, and returns one
+        tensor with as many rows. It is not changed.
+    memory
+        Bound of the cache in bytes, metadata included: an int or a text such as "2 GiB".
+    chunk
+        Rows that run together when they are missing: 1, a multiple of 32, or "auto": 32 if the
+        first call has at least 16 rows, else 1; and 1 if the probe finds that bits depend on a
+        row's place in the chunk.
+    scope
+        What else the answers depend on, such as the version of a preprocessing step.
+    probe
+        Whether to check on the first rows that they do not depend on each other.
+    secret
+        32 bytes; keys then cannot be computed without them. They are in no pickle: a layer loaded
+        from one has a random secret.
+
+    Raises
+    ------
+    tensorkey.errors.InvalidArgument
+        For an option out of range; at the first call, if the output has another batch size.
+    tensorkey.errors.Unsupported
+        At the first call, if the probe refuses the layer: its rows depend on each other, or a run
+        changes its buffers, attributes or the random state.
+
+    Examples
+    --------
+    >>> layer = CachedLayer(nn.Sequential(nn.Linear(8, 4), nn.Tanh()).requires_grad_(False))
+    >>> layer(torch.zeros(20, 8)).shape, layer.stats.misses
+    (torch.Size([20, 4]), 1)
+    """
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        *,
+        memory: int | str = "1 GiB",
+        chunk: Chunk = "auto",
+        scope: bytes | str = b"",
+        probe: bool = True,
+        secret: bytes | None = None,
+    ) -> None:
+        if not isinstance(layer, nn.Module):
+            raise errors.InvalidArgument(
+                f"[CachedLayer] layer is {type(layer).__name__}; expected a torch.nn.Module"
+            )
+        vars(self)["inner"] = layer  # `training` asks it before nn.Module.__init__ has run
+        super().__init__()
+        self._bind(layer, Options(memory, chunk, scope, probe, secret))
+
+    def _bind(self, layer: nn.Module, options: Options) -> None:
+        own = vars(self)
+        own["inner"] = layer
+        own["_options"] = options
+        own["_engine"] = Engine(
+            _ModuleBackend(layer), Fingerprint(TorchModules(), lambda: layer), options
+        )
+        for registry in _SHARED:
+            own[registry] = vars(layer)[registry]
+
+    # The call.
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """Answer from the cache where possible; run the layer for the rest."""
+        reason = transform() or ("keyword arguments" if options else unfit_inputs(inputs))
+        if reason is None:
+            engine: Engine = vars(self)["_engine"]
+            reading = engine.reading()
+            reason = _unfit_layer(reading)
+            if reason is None:
+                try:
+                    return engine.call(inputs, reading, environment(inputs[0]))
+                except Bypass as bypass:
+                    reason = str(bypass)
+        return self._run_uncached(reason, inputs, options)
+
+    def _run_uncached(self, reason: str, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if not torch.compiler.is_compiling():  # a counter would be a guard of the compiled code
+            vars(self)["_engine"].bypass(reason)
+        inner = vars(self)["inner"]
+        if any(isinstance(tensor, torch.fx.Proxy) for tensor in inputs):
+            return inner.forward(*inputs, **options)  # a module that the tracer has no path for
+        return inner(*inputs, **options)
+
+    @property
+    def stats(self) -> LayerStats:
+        """A snapshot of the counters."""
+        return vars(self)["_engine"].stats()  # type: ignore[no-any-return]
+
+    def cache_clear(self) -> None:
+        """Drop all entries."""
+        vars(self)["_engine"].clear()
+
+    def __repr__(self) -> str:
+        stats = self.stats
+        chunk = self._options.chunk if stats.chunk is None else stats.chunk
+        about = f"memory={self._options.memory!r}, chunk={chunk!r}, probe={stats.probe!r}"
+        return f"{type(self).__name__}({about},\n  {vars(self)['inner']!r}\n)"
+
+    # The alias: everything else is the layer's.
+
+    @property
+    def training(self) -> bool:  # type: ignore[override]
+        """The layer's flag."""
+        return vars(self)["inner"].training  # type: ignore[no-any-return]
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        if "_engine" in vars(self):  # not while nn.Module.__init__ sets its default
+            vars(self)["inner"].training = mode
+
+    def __getattr__(self, name: str) -> Any:
+        inner = vars(self).get("inner")
+        if inner is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(inner, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_engine" not in vars(self) or name in vars(self) or hasattr(type(self), name):
+            super().__setattr__(name, value)
+        else:
+            setattr(vars(self)["inner"], name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(vars(self)["inner"], name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *dir(vars(self)["inner"])})
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the layer's state dict."""
+        return vars(self)["inner"].state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load a state dict into the layer."""
+        return vars(self)["inner"].load_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        vars(self)["inner"]._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> CachedLayer:
+        vars(self)["inner"]._apply(fn, recurse)
+        return self
+
+    def apply(self, fn: Any) -> CachedLayer:
+        """Apply a function to the layer and its submodules."""
+        vars(self)["inner"].apply(fn)
+        return self
+
+    def train(self, mode: bool = True) -> CachedLayer:
+        """Set the training flag of the layer and its submodules."""
+        vars(self)["inner"].train(mode)
+        return self
+
+    # Copies: the layer and the options, an empty cache.
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {key: value for key, value in vars(self).items() if key not in _SHARED}
+        del state["_engine"]
+        options: Options = state["_options"]
+        if options.secret is not None:
+            state["_options"] = (options.memory, options.chunk, options.scope, options.probe, True)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        own = vars(self)
+        own["inner"] = state["inner"]
+        options = state.pop("_options")
+        if isinstance(options, tuple):
+            options = Options(*options[:4], secret=os.urandom(32))
+        own.update(state)
+        self._bind(state["inner"], options)
+
+    def __deepcopy__(self: T, memo: dict[int, Any]) -> T:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        state = self.__getstate__()
+        options = state.pop("_options")
+        state = copy.deepcopy(state, memo)
+        vars(twin).update(state)
+        twin._bind(state["inner"], vars(self)["_options"])  # type: ignore[attr-defined]
+        del options
+        return twin
+
+
+def _unfit_layer(reading: Reading) -> str | None:
+    """Return why a layer in this state must run: hooks inside, gradients."""
+    for module in reading.modules:
+        if module._forward_hooks or module._forward_pre_hooks:
+            return "forward hooks inside the layer, which do not run on a hit: remove them"
+    if nn.modules.module._has_any_global_hook():
+        return "global module hooks"
+    if torch.is_grad_enabled():
+        for tensor in reading.tensors:
+            if tensor.requires_grad:
+                return _UNFROZEN
+    return None
