@@ -27,12 +27,12 @@ template <class D, class V = hn::Vec<D>>
 HWY_INLINE void mix4(D d, V& a0, V& a1, V& a2, V& a3, V& b0, V& b1, V& b2, V& b3, V& c0, V& c1,
                      V& c2, V& c3, V& d0, V& d1, V& d2, V& d3, const V& x0, const V& x1,
                      const V& x2, const V& x3, const V& y0, const V& y1, const V& y2, const V& y3) {
-  add4(a0, a1, a2, a3, x0, x1, x2, x3);
+  add_words4(a0, a1, a2, a3, x0, x1, x2, x3);
   add4(a0, a1, a2, a3, b0, b1, b2, b3);
   xor_rotate4<16>(d, d0, d1, d2, d3, a0, a1, a2, a3);
   add4(c0, c1, c2, c3, d0, d1, d2, d3);
   xor_rotate4<12>(d, b0, b1, b2, b3, c0, c1, c2, c3);
-  add4(a0, a1, a2, a3, y0, y1, y2, y3);
+  add_words4(a0, a1, a2, a3, y0, y1, y2, y3);
   add4(a0, a1, a2, a3, b0, b1, b2, b3);
   xor_rotate4<8>(d, d0, d1, d2, d3, a0, a1, a2, a3);
   add4(c0, c1, c2, c3, d0, d1, d2, d3);
@@ -70,6 +70,7 @@ void compress_lanes(const Batch& batch, const Lane* lane, std::size_t count) {
   for (std::size_t i = 0; i < 8; ++i) h[i] = hn::Set(d, (*batch.key)[i]);
   alignas(64) std::byte tail[kLanes][kBlockBytes];
   std::uint32_t flags = batch.flags | batch.first_flags;
+  std::size_t at = 0;  // the same in each input: cheaper than moving so many pointers
   std::size_t left = batch.length;
   std::uint32_t block_length = kBlockBytes;
   while (true) {
@@ -78,15 +79,17 @@ void compress_lanes(const Batch& batch, const Lane* lane, std::size_t count) {
       // Never read behind an input: its last bytes move to where zeros follow them.
       for (std::size_t i = 0; i < kLanes; ++i) {
         std::memset(tail[i], 0, kBlockBytes);
-        if (left != 0) std::memcpy(tail[i], in[i], left);
+        if (left != 0) std::memcpy(tail[i], in[i] + at, left);
         in[i] = tail[i];
       }
+      at = 0;
       block_length = static_cast<std::uint32_t>(left);
     } else if (batch.prefetch != 0) {
-      for (std::size_t i = 0; i < kLanes; ++i) prefetch(in[i], batch.prefetch);
+      for (std::size_t i = 0; i < kLanes; ++i) prefetch(in[i] + at, batch.prefetch);
     }
     V m[16];
-    load_words(d, in, m);
+    load_words(d, in, at, m);
+    keep_in_memory(m);
     V v[16] = {h[0],
                h[1],
                h[2],
@@ -120,7 +123,7 @@ void compress_lanes(const Batch& batch, const Lane* lane, std::size_t count) {
     h[7] = hn::Xor(v[7], v[15]);
     if (left <= kBlockBytes) break;
     left -= kBlockBytes;
-    for (std::size_t i = 0; i < kLanes; ++i) in[i] += kBlockBytes;
+    at += kBlockBytes;
     flags = batch.flags;
   }
   store_words(d, h, out);

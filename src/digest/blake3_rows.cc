@@ -24,7 +24,7 @@ const std::byte* row(const RowSpan& rows, std::size_t i) noexcept {
 // `chunks` chunks of each row are read in a batch.
 std::ptrdiff_t look_ahead(const RowSpan& rows, std::size_t lanes, std::size_t chunks) noexcept {
   std::ptrdiff_t step = 0;
-  if (chunks == 0 || __builtin_mul_overflow(rows.stride, lanes, &step)) return 0;
+  if (rows.count < 2 || chunks == 0 || __builtin_mul_overflow(rows.stride, lanes, &step)) return 0;
   step /= static_cast<std::ptrdiff_t>(chunks);
   if (step == 0) return 0;
   return step * ((kPrefetchBytes - 1) / std::abs(step) + 1);

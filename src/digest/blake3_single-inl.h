@@ -90,11 +90,15 @@ struct Rows {
 
 HWY_INLINE void mix(Rows& v, V4 x, V4 y) {
   const D4 d;
-  v.a = hn::Add(hn::Add(v.a, x), v.b);
+  v.a = hn::Add(v.a, x);
+  pin_always(v.a);  // else GCC adds x to b, for which all wait
+  v.a = hn::Add(v.a, v.b);
   v.d = rotate_right<16>(d, hn::Xor(v.d, v.a));
   v.c = hn::Add(v.c, v.d);
   v.b = rotate_right<12>(d, hn::Xor(v.b, v.c));
-  v.a = hn::Add(hn::Add(v.a, y), v.b);
+  v.a = hn::Add(v.a, y);
+  pin_always(v.a);
+  v.a = hn::Add(v.a, v.b);
   v.d = rotate_right<8>(d, hn::Xor(v.d, v.a));
   v.c = hn::Add(v.c, v.d);
   v.b = rotate_right<7>(d, hn::Xor(v.b, v.c));

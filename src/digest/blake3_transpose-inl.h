@@ -51,41 +51,44 @@ HWY_INLINE void transpose4(D d, V* r) {
   r[3] = hn::BitCast(d, hn::InterleaveUpper(d64, high01, high23));
 }
 
-// m[i] = word i of the 64 bytes at each in[lane].
+// The bytes at `low` in the lower half, those at `high` in the upper: an insert from memory costs
+// no shuffle.
+template <class D>
+HWY_INLINE hn::Vec<D> load_halves(D d, const std::byte* low, const std::byte* high) {
+  const hn::Half<D> half;
+  return hn::Combine(d, load_bytes(half, high), load_bytes(half, low));
+}
+
+// m[i] = word i of the 64 bytes at in[lane] + at.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE void load_words(D d, const std::byte* const* in, V* HWY_RESTRICT m) {
+HWY_INLINE void load_words(D d, const std::byte* const* in, std::size_t at, V* HWY_RESTRICT m) {
   constexpr std::size_t kLanes = hn::MaxLanes(D());
   if constexpr (kLanes == 4) {
     for (std::size_t q = 0; q < 4; ++q) {
-      for (std::size_t i = 0; i < 4; ++i) m[4 * q + i] = load_bytes(d, in[i] + 16 * q);
+      for (std::size_t i = 0; i < 4; ++i) m[4 * q + i] = load_bytes(d, in[i] + at + 16 * q);
       transpose4(d, m + 4 * q);
     }
   } else if constexpr (kLanes == 8) {
-    for (std::size_t half = 0; half < 2; ++half) {
-      V r[8];
-      for (std::size_t i = 0; i < 8; ++i) r[i] = load_bytes(d, in[i] + 32 * half);
-      transpose4(d, r);
-      transpose4(d, r + 4);
+    for (std::size_t q = 0; q < 4; ++q) {
       for (std::size_t i = 0; i < 4; ++i) {
-        m[8 * half + i] = hn::ConcatLowerLower(d, r[4 + i], r[i]);
-        m[8 * half + 4 + i] = hn::ConcatUpperUpper(d, r[4 + i], r[i]);
+        m[4 * q + i] = load_halves(d, in[i] + at + 16 * q, in[4 + i] + at + 16 * q);
       }
+      transpose4(d, m + 4 * q);
     }
   } else {
     static_assert(kLanes == 16);
-    V r[16];
-    for (std::size_t i = 0; i < 16; ++i) r[i] = load_bytes(d, in[i]);
-    for (std::size_t i = 0; i < 16; i += 4) transpose4(d, r + i);
-    for (std::size_t i = 0; i < 4; ++i) {
-      // Blocks: r[i] = a0 a1 a2 a3, r[4 + i] = b0.., r[8 + i] = c0.., r[12 + i] = d0..
-      const V ac01 = hn::ConcatLowerLower(d, r[8 + i], r[i]);
-      const V bd01 = hn::ConcatLowerLower(d, r[12 + i], r[4 + i]);
-      const V ac23 = hn::ConcatUpperUpper(d, r[8 + i], r[i]);
-      const V bd23 = hn::ConcatUpperUpper(d, r[12 + i], r[4 + i]);
-      m[i] = hn::OddEvenBlocks(hn::SwapAdjacentBlocks(bd01), ac01);
-      m[4 + i] = hn::OddEvenBlocks(bd01, hn::SwapAdjacentBlocks(ac01));
-      m[8 + i] = hn::OddEvenBlocks(hn::SwapAdjacentBlocks(bd23), ac23);
-      m[12 + i] = hn::OddEvenBlocks(bd23, hn::SwapAdjacentBlocks(ac23));
+    for (std::size_t h = 0; h < 2; ++h) {
+      V r[8];
+      for (std::size_t i = 0; i < 8; ++i) {
+        r[i] = load_halves(d, in[i] + at + 32 * h, in[8 + i] + at + 32 * h);
+      }
+      transpose4(d, r);
+      transpose4(d, r + 4);
+      for (std::size_t i = 0; i < 4; ++i) {
+        // Blocks: r[i] = two word groups of inputs 0-3, then of 8-11; r[4 + i]: 4-7, 12-15.
+        m[8 * h + i] = hn::OddEvenBlocks(hn::SwapAdjacentBlocks(r[4 + i]), r[i]);
+        m[8 * h + 4 + i] = hn::OddEvenBlocks(r[4 + i], hn::SwapAdjacentBlocks(r[i]));
+      }
     }
   }
 }

@@ -17,15 +17,32 @@ namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-// GCC 12 reorders the four mixes of a half round until the 16 registers of AVX2 do not hold them
-// (180 moves a block, 0.65 of the speed). An empty statement that claims to change the vector
-// keeps the order as written. AVX-512 has 32 registers and is slower with it, and so is Clang.
+// An empty statement that claims to change v, so that GCC computes it here and as written.
+// Clang needs none of this.
 template <class V>
-HWY_INLINE void pin([[maybe_unused]] V& v) {
-#if HWY_COMPILER_GCC_ACTUAL && HWY_ARCH_X86 && HWY_TARGET != HWY_AVX3
-  asm("" : "+x"(v.raw));
+HWY_INLINE void pin_always([[maybe_unused]] V& v) {
+#if HWY_COMPILER_GCC_ACTUAL && HWY_ARCH_X86
+  asm("" : "+v"(v.raw));
 #elif HWY_COMPILER_GCC_ACTUAL && HWY_ARCH_ARM
   asm("" : "+w"(v.raw));
+#endif
+}
+
+// GCC 12 reorders the four mixes of a half round until the 16 registers of AVX2 do not hold them
+// (180 moves a block, 0.65 of the speed). AVX-512 has 32 registers and is slower when pinned.
+template <class V>
+HWY_INLINE void pin([[maybe_unused]] V& v) {
+#if HWY_TARGET != HWY_AVX3
+  pin_always(v);
+#endif
+}
+
+// Likewise for the message words: with few registers they are operands from memory, and a copy of
+// one in a register costs another register (0.75 of the speed with vectors of 128 bits).
+template <class V>
+HWY_INLINE void keep_in_memory([[maybe_unused]] V (&m)[16]) {
+#if HWY_COMPILER_GCC_ACTUAL && HWY_ARCH_X86 && HWY_TARGET != HWY_AVX3
+  asm("" : "+m"(m));
 #endif
 }
 
@@ -51,6 +68,20 @@ HWY_INLINE V rotate_right([[maybe_unused]] D d, V v) {
     return hn::Or(v, low);
   }
 #endif
+}
+
+// a += x, the message word, before a += b, for which all wait: without the pin GCC adds x to b.
+template <class V>
+HWY_INLINE void add_words4(V& a0, V& a1, V& a2, V& a3, const V& x0, const V& x1, const V& x2,
+                           const V& x3) {
+  a0 = hn::Add(a0, x0);
+  pin_always(a0);
+  a1 = hn::Add(a1, x1);
+  pin_always(a1);
+  a2 = hn::Add(a2, x2);
+  pin_always(a2);
+  a3 = hn::Add(a3, x3);
+  pin_always(a3);
 }
 
 template <class V>
