@@ -1,0 +1,140 @@
+// Iteration, and the tensors that it makes. Keys are copied out of the table before any Python code
+// runs; a mapping that changed in between says so, as a dict does.
+#include <string>
+#include <vector>
+
+#include "mapping.h"
+
+namespace nb = nanobind;
+
+namespace tensorkey::python {
+namespace {
+
+struct Iteration {
+  nb::object owner;  // not valid: exhausted
+  Mapping* mapping;
+  TensorKeyMap<Item>::const_iterator next;
+  std::uint64_t changes;
+  Yield yield;
+  bool reversed;
+  // By identity the objects are held, so that none dies meanwhile; `next` is not used.
+  std::vector<nb::object> objects;
+  std::size_t at = 0;
+};
+
+void finish(Iteration& self) {
+  const nb::object owner = std::move(self.owner);
+  const std::vector<nb::object> objects = std::move(self.objects);
+}
+
+void check_unchanged(const Iteration& self) {
+  if (self.changes == self.mapping->changes) return;
+  PyErr_Format(PyExc_RuntimeError, "%s changed during iteration",
+               self.mapping->is_set ? "TensorKeySet" : "TensorKeyDict");
+  throw nb::python_error();
+}
+
+PyObject* result_of(Yield yield, const nb::object& key, const nb::object& value) {
+  switch (yield) {
+    case Yield::kKeys: return nb::object(key).release().ptr();
+    case Yield::kValues: return nb::object(value).release().ptr();
+    case Yield::kItems: return nb::make_tuple(key, value).release().ptr();
+  }
+  return nullptr;
+}
+
+PyObject* next_object(Iteration& self) {
+  while (self.at < self.objects.size()) {
+    const std::size_t at = self.reversed ? self.objects.size() - 1 - self.at : self.at;
+    ++self.at;
+    const nb::object object = self.objects[at];
+    const Looked looked(*self.mapping, object.ptr(), "TensorKeyDict");
+    check_unchanged(self);
+    const Entry entry = looked.find(*self.mapping);
+    if (entry == self.mapping->entries.end()) continue;  // modified since iteration began
+    return result_of(self.yield, object, entry->second.value);
+  }
+  finish(self);
+  return nullptr;
+}
+
+PyObject* next(PyObject* object) {
+  return guarded([&]() -> PyObject* {
+    auto& self = *nb::inst_ptr<Iteration>(object);
+    if (!self.owner.is_valid()) return nullptr;
+    check_unchanged(self);
+    if (self.mapping->by == By::kIdentity) return next_object(self);
+    if (self.next == self.mapping->entries.cend()) {
+      finish(self);
+      return nullptr;
+    }
+    const auto entry = self.next;
+    self.next = TensorKeyMap<Item>::const_iterator(self.reversed ? entry.node()->previous
+                                                                 : entry.node()->next);
+    const nb::object value = entry->second.value;
+    if (self.yield == Yield::kValues) return nb::object(value).release().ptr();
+    return result_of(self.yield, make_key(*self.mapping, entry->first, entry->second), value);
+  });
+}
+
+int traverse(PyObject* object, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(object));
+  if (!nb::inst_ready(object)) return 0;
+  const auto& self = *nb::inst_ptr<Iteration>(object);
+  Py_VISIT(self.owner.ptr());
+  for (const nb::object& held : self.objects) Py_VISIT(held.ptr());
+  return 0;
+}
+
+int clear(PyObject* object) {
+  if (nb::inst_ready(object)) finish(*nb::inst_ptr<Iteration>(object));
+  return 0;
+}
+
+PyType_Slot slots[] = {{Py_tp_iter, reinterpret_cast<void*>(PyObject_SelfIter)},
+                       {Py_tp_iternext, reinterpret_cast<void*>(next)},
+                       {Py_tp_traverse, reinterpret_cast<void*>(traverse)},
+                       {Py_tp_clear, reinterpret_cast<void*>(clear)},
+                       {0, nullptr}};
+
+}  // namespace
+
+nb::object call_package(const char* module, const char* function, nb::args args) {
+  // Interpreters share nothing of this: one lookup of a module that is already imported.
+  return nb::module_::import_(module).attr(function)(*args);
+}
+
+nb::object make_key(const Mapping& mapping, const TensorView& key, const Item& item) {
+  if (mapping.by == By::kStructure) {
+    return call_package("tensorkey._structure", "build",
+                        nb::borrow<nb::args>(nb::make_tuple(item.extra)));
+  }
+  const nb::bytearray data(key.data, byte_count(key));
+  nb::list shape;
+  for (const std::int64_t dim : key.shape) shape.append(dim);
+  const auto text = [](std::string_view view) { return nb::str(view.data(), view.size()); };
+  return call_package("tensorkey._rebuild", "tensor",
+                      nb::borrow<nb::args>(
+                          nb::make_tuple(framework_name(item.framework), text(to_string(key.dtype)),
+                                         text(key.dtype_params), nb::tuple(shape), data)));
+}
+
+nb::object iterate(nb::handle owner, Mapping& mapping, Yield yield, bool reversed) {
+  Iteration iteration{.owner = nb::borrow(owner),
+                      .mapping = &mapping,
+                      .next = reversed ? mapping.entries.last() : mapping.entries.cbegin(),
+                      .changes = mapping.changes,
+                      .yield = yield,
+                      .reversed = reversed,
+                      .objects = {}};
+  if (mapping.by == By::kIdentity) iteration.objects = live_objects(mapping);
+  iteration.changes = mapping.changes;
+  return nb::cast(std::move(iteration));
+}
+
+void init_map_iterator(nb::module_& m) {
+  nb::class_<Iteration>(m, "TensorKeyIterator", nb::type_slots(slots),
+                        "What iter() of a TensorKeyDict or TensorKeySet gives.");
+}
+
+}  // namespace tensorkey::python
