@@ -49,15 +49,9 @@ class BorrowedStructure {
   [[nodiscard]] const Structure& structure() const noexcept { return structure_; }
 
  private:
-  void borrow(PyObject* object);
-  void borrow_torch(PyObject* object);
-  void borrow_jax(PyObject* object);
-  void borrow_tensorflow(PyObject* object);
-  void borrow_exporter(PyObject* object);
-
   Loan loan_;  // view.data may be null
   Structure structure_;
-  std::string device_ = "cpu";
+  std::string device_;
   std::vector<std::int64_t> dims_;
 };
 
