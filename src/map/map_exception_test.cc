@@ -12,7 +12,10 @@ namespace {
 // While not negative, counts down with each allocation; the one that finds 0 fails.
 long allocations_left = -1;
 
-void* allocate(std::size_t size, std::size_t align) {
+// Not inlined: GCC would see free() where it expects operator delete, and warn.
+[[gnu::noinline]] void release(void* block) { std::free(block); }
+
+[[gnu::noinline]] void* allocate(std::size_t size, std::size_t align) {
   if (allocations_left == 0) throw std::bad_alloc();
   if (allocations_left > 0) --allocations_left;
   const std::size_t rounded = (size + align - 1) / align * align;
@@ -27,12 +30,12 @@ void* operator new[](std::size_t size) { return allocate(size, alignof(std::max_
 void* operator new(std::size_t size, std::align_val_t align) {
   return allocate(size, static_cast<std::size_t>(align));
 }
-void operator delete(void* block) noexcept { std::free(block); }
-void operator delete[](void* block) noexcept { std::free(block); }
-void operator delete(void* block, std::size_t) noexcept { std::free(block); }
-void operator delete[](void* block, std::size_t) noexcept { std::free(block); }
-void operator delete(void* block, std::align_val_t) noexcept { std::free(block); }
-void operator delete(void* block, std::size_t, std::align_val_t) noexcept { std::free(block); }
+void operator delete(void* block) noexcept { release(block); }
+void operator delete[](void* block) noexcept { release(block); }
+void operator delete(void* block, std::size_t) noexcept { release(block); }
+void operator delete[](void* block, std::size_t) noexcept { release(block); }
+void operator delete(void* block, std::align_val_t) noexcept { release(block); }
+void operator delete(void* block, std::size_t, std::align_val_t) noexcept { release(block); }
 
 namespace tensorkey {
 namespace {
