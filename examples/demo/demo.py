@@ -1,0 +1,191 @@
+"""The main job: a small classifier learns on a frozen sentence encoder, with and without the cache.
+
+    python examples/demo/demo.py            DEMO_ROWS=1024 DEMO_EPOCHS=4 by default
+
+A frozen all-MiniLM-L6-v2 encodes WordNet glosses for several reshuffled epochs, while a linear head
+learns their lexicographer class. Four ways to do it are timed; the cached one must give the same
+bits as the bare one, row for row, or the exit status is 1. Every figure is measured in this run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+from corpus import sample
+from encoder import WIDTH, Texts, in_chunks, load_encoder
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch import Tensor
+from training import Encode, Result, train
+
+from tensorkey.torch import CachedLayer
+
+
+@dataclass
+class Row:
+    """A line of the table."""
+
+    name: str
+    seconds: float
+    rows_run: int
+    rows_read: int
+    mebibytes: float
+    result: Result
+
+
+class Job:
+    """The texts, the encoder, and the ways to encode with it."""
+
+    def __init__(self, rows: int, epochs: int) -> None:
+        corpus = sample(rows)
+        self.epochs = epochs
+        self.texts = Texts(corpus.texts)
+        self.labels = torch.tensor(corpus.labels)
+        self.classes = corpus.classes
+        self.encoder = load_encoder()
+        self.total = len(self.texts) * epochs
+
+    def run(self, encode: Encode, advance, by_length: bool = True) -> tuple[Result, float]:
+        """All epochs with this way of encoding, and the seconds they took."""
+        start = time.perf_counter()
+        result = train(
+            encode, self.texts, self.labels, self.classes, self.epochs, advance, by_length
+        )
+        return result, time.perf_counter() - start
+
+    def bare(self, advance) -> Row:
+        """Every epoch runs the encoder."""
+
+        def encode(indices: list[int], length: int | None) -> Tensor:
+            with torch.no_grad():
+                return in_chunks(self.encoder, *self.texts.batch(indices, length))
+
+        result, seconds = self.run(encode, advance)
+        return Row("bare", seconds, self.total, 0, 0.0, result)
+
+    def cached(self, advance) -> tuple[Row, CachedLayer]:
+        """The encoder wrapped, nothing else changed."""
+        layer = CachedLayer(self.encoder, memory="1 GiB")
+
+        def encode(indices: list[int], length: int | None) -> Tensor:
+            with torch.no_grad():
+                return layer(*self.texts.batch(indices, length))
+
+        result, seconds = self.run(encode, advance)
+        stats = layer.stats
+        return Row("cached", seconds, stats.misses, stats.hits, stats.bytes / 2**20, result), layer
+
+    def dynamic(self, advance) -> Row:
+        """Every epoch runs the encoder, each batch padded to its longest text."""
+
+        def encode(indices: list[int], length: int | None) -> Tensor:
+            with torch.no_grad():
+                return self.encoder(*self.texts.batch(indices))
+
+        result, seconds = self.run(encode, advance, by_length=False)
+        return Row("bare, dynamic padding", seconds, self.total, 0, 0.0, result)
+
+    def precomputed(self, advance) -> Row:
+        """The loop one writes by hand: encode everything into one tensor, then index it."""
+        start = time.perf_counter()
+        table = torch.empty(len(self.texts), WIDTH)
+        for length in {self.texts.length(i) for i in range(len(self.texts))}:
+            indices = [i for i in range(len(self.texts)) if self.texts.length(i) == length]
+            with torch.no_grad():
+                table[indices] = in_chunks(self.encoder, *self.texts.batch(indices, length))
+        before = time.perf_counter() - start
+        result, seconds = self.run(lambda indices, _: table[indices], advance)
+        return Row(
+            "precomputed by hand",
+            before + seconds,
+            len(self.texts),
+            self.total,
+            table.nbytes / 2**20,
+            result,
+        )
+
+
+def identical_rows(bare: Result, cached: Result) -> tuple[int, int]:
+    """How many rows of the cached run have the bits of the bare run, and of how many."""
+    same = total = 0
+    for (expected_indices, expected), (indices, got) in zip(
+        bare.outputs, cached.outputs, strict=True
+    ):
+        if expected_indices != indices or expected.shape != got.shape:
+            raise AssertionError("the two runs saw different batches")
+        same += int((expected.view(torch.int32) == got.view(torch.int32)).all(1).sum())
+        total += len(indices)
+    return same, total
+
+
+def as_table(rows: list[Row]) -> Table:
+    """The figures of all runs."""
+    table = Table(title="A head trained on a frozen encoder")
+    table.add_column("run", no_wrap=True)
+    for name in ("seconds", "rows run", "rows read", "hits %", "MiB", "speed-up", "accuracy"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        asked = row.rows_run + row.rows_read
+        table.add_row(
+            row.name,
+            f"{row.seconds:.1f}",
+            f"{row.rows_run:,}",
+            f"{row.rows_read:,}",
+            f"{100 * row.rows_read / asked:.1f}",
+            f"{row.mebibytes:.1f}",
+            f"{rows[0].seconds / row.seconds:.1f}x",
+            f"{row.result.accuracy:.3f}",
+        )
+    return table
+
+
+def positive(name: str, default: int) -> int:
+    """A positive number from the environment."""
+    text = os.environ.get(name, str(default))
+    if not text.isdigit() or int(text) == 0:
+        raise SystemExit(f"{name} is {text!r}; expected a positive whole number")
+    return int(text)
+
+
+def main() -> int:
+    """Run the job four times and compare."""
+    rows, epochs = positive("DEMO_ROWS", 1024), positive("DEMO_EPOCHS", 4)
+    console = Console()
+    with console.status("reading WordNet and loading the encoder"):
+        job = Job(rows, epochs)
+        in_chunks(job.encoder, *job.texts.batch(list(range(min(32, rows)))))  # warm-up
+    console.print(
+        f"{len(job.texts):,} glosses, {job.classes} classes, {epochs} epochs, "
+        f"all-MiniLM-L6-v2, {torch.get_num_threads()} threads"
+    )
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+
+        def bar(name: str):
+            task = progress.add_task(name, total=job.total)
+            return lambda count: progress.advance(task, count)
+
+        bare = job.bare(bar("bare"))
+        cached, layer = job.cached(bar("cached"))
+        dynamic = job.dynamic(bar("bare, dynamic padding"))
+        by_hand = job.precomputed(bar("precomputed by hand"))
+    console.print(as_table([bare, cached, dynamic, by_hand]))
+    console.print(layer.stats)
+    same, total = identical_rows(bare.result, cached.result)
+    print(f"outputs bit-identical: {'yes' if same == total else 'NO'} ({same} of {total} rows)")
+    print(f"speed-up: {bare.seconds / cached.seconds:.1f}x")
+    return 0 if same == total else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
