@@ -3,6 +3,8 @@
 // asked for their value.
 #include <string>
 
+#include <tensorkey/error.h>
+
 #include "acquire_loan.h"
 
 namespace nb = nanobind;
@@ -24,6 +26,11 @@ std::string dtype_name(nb::handle tensor) { return text_of(tensor.attr("dtype").
         "its range to tuple_key");
   }
   unsupported("a TensorFlow tensor of dtype " + name + " has no key; pass a tensor of numbers");
+}
+
+bool may_be_quantised(DType dtype) {
+  return dtype == DType::kInt8 || dtype == DType::kUInt8 || dtype == DType::kInt16 ||
+         dtype == DType::kUInt16 || dtype == DType::kInt32;
 }
 
 }  // namespace
@@ -48,15 +55,23 @@ std::string tensorflow_device(PyObject* tensor) {
 }
 
 void borrow_tensorflow(PyObject* object, Loan& loan) {
-  const DType dtype = tensorflow_dtype(object);
-  if (!borrow_buffer(object, loan)) {
-    take_error_text();
-    const nb::object array = nb::handle(object).attr("numpy")();
-    borrow_numpy(array.ptr(), loan);
+  bool exported = false;
+  try {
+    exported = borrow_buffer(object, loan);
+  } catch (const Error&) {
+    tensorflow_dtype(object);  // says it better
+    throw;
   }
-  if (loan.view.dtype != dtype) {
-    unsupported("a TensorFlow tensor of dtype " + std::string(to_string(dtype)) + " exports " +
-                std::string(to_string(loan.view.dtype)) + "; expected the same dtype");
+  if (!exported) {
+    const std::string reason = take_error_text();
+    tensorflow_dtype(object);
+    const nb::object array = nb::handle(object).attr("numpy")();
+    if (array.type().ptr() == nb::handle(object).type().ptr()) {
+      unsupported("the TensorFlow tensor cannot be read: " + reason);
+    }
+    borrow(array.ptr(), loan);  // an array, or a scalar for rank 0
+  } else if (may_be_quantised(loan.view.dtype)) {
+    tensorflow_dtype(object);
   }
   loan.host_copy = tensorflow_device(object) != "cpu";
   loan.framework = Framework::kTensorflow;
