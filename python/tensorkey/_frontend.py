@@ -99,7 +99,7 @@ class Bypass(Exception):
     """The call runs without the cache; the text says why."""
 
 
-class _Unsuited(Bypass):
+class Unsuited(Bypass):
     """So will every other call: the outputs of this layer cannot be cached."""
 
 
@@ -221,7 +221,7 @@ class Engine:
                 done.append((first, count, output, perf_counter() - start))
             for first, count, output, seconds in done:
                 _insert(batch, first, count, output, seconds)
-        except _Unsuited as reason:
+        except Unsuited as reason:
             plan.unsuited = str(reason)
             raise
     def _settle(
@@ -249,7 +249,7 @@ class Engine:
                 verdict = self._judge(subject, reading, inputs, distinct)
                 plan = Plan(verdict, place=subject.place)
                 self._accepted |= verdict.complete and not verdict.refused
-            except _Unsuited as reason:
+            except Unsuited as reason:
                 plan = Plan(Verdict(self._chunk, f"not run: {reason}"), unsuited=str(reason))
             finally:
                 self._probe_runs += subject.runs
@@ -317,7 +317,7 @@ def _insert(
     try:
         batch.insert(first, count, output, seconds)
     except errors.Unsupported as error:
-        raise _Unsuited(f"its output cannot be stored: {error}") from None
+        raise Unsuited(f"its output cannot be stored: {error}") from None
     except errors.Error as error:
         raise Bypass(f"the rows of its output differ in shape: {error}") from None
 
@@ -349,7 +349,7 @@ class _Subject:
             raise
         rows = backend.rows(output)
         if rows is None:
-            raise _Unsuited(f"its output is no single tensor: {type(output).__name__}")
+            raise Unsuited(f"its output is no single tensor: {type(output).__name__}")
         if rows != expected:
             raise errors.InvalidArgument(
                 f"[CachedLayer] the layer answers {expected} rows with {rows}; expected one output "

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.utils._device import DeviceContext
@@ -75,6 +76,30 @@ def unfit_inputs(inputs: Sequence[Any]) -> str | None:
     return None if rows else "a batch of 0 rows"
 
 
+def recording() -> bool:
+    """Whether gradients are recorded."""
+    return torch.is_grad_enabled()
+
+
+def differentiated(inputs: Sequence[torch.Tensor]) -> bool:
+    """Whether gradients of these inputs are recorded: unfit_inputs() has said so."""
+    return False
+
+
+def unfit_layer(modules: Sequence[nn.Module]) -> str | None:
+    """Return why a layer with these submodules must run: forward hooks."""
+    for module in modules:
+        if module._forward_hooks or module._forward_pre_hooks:
+            return "forward hooks inside the layer, which do not run on a hit: remove them"
+    if nn.modules.module._has_any_global_hook():
+        return "global module hooks"
+    return None
+
+
+inference = torch.no_grad
+"""A context in which no gradients are recorded."""
+
+
 @functools.cache
 def _device_model(kind: str, index: int) -> str:
     if kind == "cuda":
@@ -118,7 +143,7 @@ def environment(tensor: torch.Tensor) -> tuple[object, ...]:
     )
 
 
-class TorchBackend:
+class Rows:
     """Everything that the engine asks of PyTorch, but how the layer is run."""
 
     name = "torch"
@@ -139,7 +164,7 @@ class TorchBackend:
                 index = torch.tensor(rows, dtype=torch.int64, device=tensor.device)
                 indices[tensor.device] = index
             taken.append(tensor.detach().index_select(0, index).contiguous())
-        return taken
+        return type(inputs)(taken)  # type: ignore[call-arg]
 
     def assemble(self, batch: _core.MemoBatch, place: Any) -> torch.Tensor:
         """Return the answer in a fresh tensor on the device `place`."""

@@ -28,7 +28,13 @@ from tensorkey._fingerprint import Fingerprint, Reading
 from tensorkey._frontend import Bypass, Engine, Options
 from tensorkey._probe import Inputs
 from tensorkey._stats import LayerStats
-from tensorkey._torch_backend import TorchBackend, environment, transform, unfit_inputs
+from tensorkey._torch_backend import (
+    Rows,
+    environment,
+    transform,
+    unfit_inputs,
+    unfit_layer,
+)
 
 __all__ = ["CachedLayer"]
 
@@ -82,7 +88,7 @@ class TorchModules:
         yield module._modules
 
 
-class _ModuleBackend(TorchBackend):
+class _ModuleRows(Rows):
     def __init__(self, layer: nn.Module) -> None:
         self._layer = layer
 
@@ -155,7 +161,7 @@ class CachedLayer(nn.Module):
         own["inner"] = layer
         own["_options"] = options
         own["_engine"] = Engine(
-            _ModuleBackend(layer), Fingerprint(TorchModules(), lambda: layer), options
+            _ModuleRows(layer), Fingerprint(TorchModules(), lambda: layer), options
         )
         for registry in _SHARED:
             own[registry] = vars(layer)[registry]
@@ -168,7 +174,9 @@ class CachedLayer(nn.Module):
         if reason is None:
             engine: Engine = vars(self)["_engine"]
             reading = engine.reading()
-            reason = _unfit_layer(reading)
+            reason = unfit_layer(reading.modules)
+            if reason is None and torch.is_grad_enabled() and _trainable(reading):
+                reason = _UNFROZEN
             if reason is None:
                 try:
                     return engine.call(inputs, reading, environment(inputs[0]))
@@ -285,15 +293,5 @@ class CachedLayer(nn.Module):
         return twin
 
 
-def _unfit_layer(reading: Reading) -> str | None:
-    """Return why a layer in this state must run: hooks inside, gradients."""
-    for module in reading.modules:
-        if module._forward_hooks or module._forward_pre_hooks:
-            return "forward hooks inside the layer, which do not run on a hit: remove them"
-    if nn.modules.module._has_any_global_hook():
-        return "global module hooks"
-    if torch.is_grad_enabled():
-        for tensor in reading.tensors:
-            if tensor.requires_grad:
-                return _UNFROZEN
-    return None
+def _trainable(reading: Reading) -> bool:
+    return any(tensor.requires_grad for tensor in reading.tensors)

@@ -1,0 +1,321 @@
+"""Cached layers for Keras 3, on its TensorFlow and PyTorch backends.
+
+Examples
+--------
+>>> import keras, numpy as np
+>>> from tensorkey.keras import CachedLayer
+>>> encoder = keras.layers.Dense(8)
+>>> encoder.trainable = False
+>>> encoder = CachedLayer(encoder, memory="64 MiB")
+>>> batch = np.ones((4, 3), dtype="float32")
+>>> bool((encoder(batch) == encoder(batch)).numpy().all())
+True
+>>> encoder.stats.misses
+1
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import types
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+from keras.src.backend.common.stateless_scope import in_stateless_scope
+
+from tensorkey import errors
+from tensorkey._chunks import Chunk
+from tensorkey._fingerprint import Fingerprint
+from tensorkey._frontend import Bypass, Engine, Options, Unsuited
+from tensorkey._probe import Inputs
+from tensorkey._stats import LayerStats
+
+__all__ = ["CachedLayer"]
+
+_UNFROZEN = (
+    "weights are trainable while gradients are recorded: set layer.trainable = False, or call it "
+    "outside the GradientTape"
+)
+
+
+class _Unreadable:
+    """Stands for a config that get_config() could not give."""
+
+
+class KerasLayers:
+    """How a fingerprint reads layers.
+
+    A layer of Keras itself is known by its config, its variables, its sublayers and the functions
+    it holds; any other layer by its code and attributes too.
+    """
+
+    roots = frozenset({"keras", "tensorflow", "torch", "jax", "tensorkey"})
+
+    def tensor(self, value: Any) -> Any | None:
+        """Return what to digest of a variable or tensor."""
+        if isinstance(value, keras.Variable):
+            return value._value  # .value would cast inside an autocast scope
+        if keras.ops.is_tensor(value) and not isinstance(value, keras.KerasTensor):
+            return value
+        return None
+
+    def leaf(self, value: Any) -> str | None:
+        """Return the name of a dtype policy or of a backend's dtype."""
+        if isinstance(value, keras.DTypePolicy):
+            return f"{value.name} {value.compute_dtype} {value.variable_dtype}"
+        if type(value).__name__ in ("DType", "dtype") and type(value).__module__ != "numpy":
+            return str(value)
+        return None
+
+    def is_module(self, value: Any) -> bool:
+        """Whether this is a layer."""
+        return isinstance(value, keras.layers.Layer)
+
+    def attributes(self, module: Any) -> dict[str, Any]:
+        """Return what counts."""
+        own = {key: value for key, value in vars(module).items() if key not in _base_attributes()}
+        own = {key: value for key, value in own.items() if not key.startswith("_self_")}
+        by_keras = type(module).__module__.partition(".")[0] == "keras"
+        if by_keras:
+            own = {k: v for k, v in own.items() if isinstance(v, types.FunctionType)}
+        if by_keras or isinstance(module, keras.Model):
+            own["(config)"] = _config(module)
+        own["(policy)"] = module.dtype_policy
+        own["(trainable)"] = module.trainable
+        own = dict(sorted(own.items()))
+        own |= {f"variables[{i}]": variable for i, variable in enumerate(_variables(module))}
+        own |= {f"layers[{i}]": layer for i, layer in enumerate(module._layers)}
+        return own
+
+    def containers(self, module: Any) -> Iterator[Any]:
+        """Yield the lists of variables and sublayers."""
+        yield module._trainable_variables
+        yield module._non_trainable_variables
+        yield module._seed_generators
+        yield module._layers
+        for variable in _variables(module):
+            yield vars(variable)
+
+
+@functools.cache
+def _base_attributes() -> frozenset[str]:
+    return frozenset(vars(keras.layers.Layer())) | frozenset(vars(keras.Model()))
+
+
+def _variables(layer: Any) -> list[Any]:
+    seeds = [generator.state for generator in layer._seed_generators]
+    return [*layer._trainable_variables, *layer._non_trainable_variables, *seeds]
+
+
+def _config(layer: Any) -> Any:
+    try:
+        config = layer.get_config()
+    except Exception:  # whatever a user's get_config raises
+        return _Unreadable()
+    # Functions are read as code; a serialized one would carry the name of its file.
+    return {
+        key: value
+        for key, value in config.items()
+        if key != "name" and not isinstance(getattr(layer, key, None), types.FunctionType)
+    }
+
+
+def _load_backend() -> Any:
+    name = keras.backend.backend()
+    if name not in ("tensorflow", "torch"):
+        raise errors.Unsupported(
+            f"[CachedLayer] the Keras backend is {name!r}; expected 'tensorflow' or 'torch'"
+        )
+    return importlib.import_module(f"tensorkey._{name}_backend")
+
+
+def _rows_of(layer: CachedLayer, below: Any) -> Any:
+    """Return the engine's backend: the framework below, running a Keras layer."""
+
+    class LayerRows(below.Rows):  # type: ignore[misc, name-defined]
+        name = f"keras-{keras.backend.backend()}"
+
+        def run(self, inputs: Inputs) -> Any:
+            return layer._run_rows(inputs)
+
+        def save(self, tensors: Sequence[Any]) -> Any:
+            kept = []
+            for part in layer.layer._flatten_layers():
+                kept += _variables(part)[len(part._trainable_variables) :]
+            return [(variable, keras.ops.copy(variable.value)) for variable in kept]
+
+        def restore(self, saved: Any) -> None:
+            for variable, value in saved:
+                variable.assign(value)
+
+    return LayerRows()
+
+
+@keras.saving.register_keras_serializable(package="tensorkey")
+class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
+    """A layer that remembers its answers, row by row, by the content of its inputs.
+
+    Eager calls are cached. Symbolic calls, tf.function, and fit or predict without
+    ``run_eagerly=True`` run the layer itself. A layer without trainable weights runs as in
+    inference, also inside fit.
+
+    Parameters
+    ----------
+    layer
+        A Keras layer or model that takes one tensor, several by position or a list of them, which
+        share their first dimension, and returns one tensor with as many rows.
+    memory, chunk, scope, probe, secret
+        As in :class:`tensorkey.torch.CachedLayer`.
+    **kwargs
+        Of keras.layers.Layer, such as name.
+
+    Examples
+    --------
+    >>> import keras
+    >>> inner = keras.layers.Rescaling(1 / 255)
+    >>> layer = CachedLayer(inner, chunk=1)
+    >>> layer(keras.ops.ones((2, 4))).shape, layer.stats.hits
+    (TensorShape([2, 4]), 1)
+    """
+
+    def __init__(
+        self,
+        layer: Any,
+        *,
+        memory: int | str = "1 GiB",
+        chunk: Chunk = "auto",
+        scope: bytes | str = b"",
+        probe: bool = True,
+        secret: bytes | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(layer, keras.layers.Layer):
+            raise errors.InvalidArgument(
+                f"[CachedLayer] layer is {type(layer).__name__}; expected a Keras layer"
+            )
+        kwargs.setdefault("dtype", layer.dtype_policy)
+        kwargs.setdefault("autocast", layer.autocast)
+        super().__init__(layer, **kwargs)
+        self.supports_masking = layer.supports_masking
+        self._options = Options(memory, chunk, scope, probe, secret)
+        self._below = _load_backend()
+        self._engine = Engine(
+            _rows_of(self, self._below),
+            Fingerprint(KerasLayers(), lambda: self.layer),
+            self._options,
+        )
+
+    # The call.
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a layer without trainable weights as in inference, below too."""
+        symbolic = any(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten(args))
+        if not symbolic and not self.layer.trainable_weights:
+            kwargs["training"] = False
+        return super().__call__(*args, **kwargs)
+
+    def call(self, inputs: Any, *more: Any, training: bool | None = None) -> Any:
+        """Answer from the cache where possible; run the layer for the rest."""
+        below, engine = self._below, self._engine
+        # A tuple goes to the layer by position, a list as one argument.
+        rows: Any = inputs if type(inputs) is list and not more else (inputs, *more)
+        reason = below.transform() or self._unfit(rows) or below.unfit_inputs(rows)
+        if reason is None and below.recording():
+            if below.differentiated(rows):
+                reason = "a gradient with respect to the input is recorded"
+            elif self.layer.trainable_weights:
+                reason = _UNFROZEN
+        if reason is None and training and self.layer.trainable_weights:
+            reason = "training=True and trainable weights: set layer.trainable = False"
+        if reason is None:
+            reading = engine.reading()
+            reason = below.unfit_layer(reading.modules)
+            if reason is None:
+                form = type(rows).__name__
+                try:
+                    return engine.call(rows, reading, (*below.environment(rows[0]), form))
+                except Bypass as bypass:
+                    reason = str(bypass)
+        engine.bypass(reason)
+        return self.layer(inputs, *more)
+
+    def _unfit(self, rows: Sequence[Any]) -> str | None:
+        if not self.layer.built:
+            return "the first call builds the layer"
+        if in_stateless_scope():
+            return "a stateless call"
+        for tensor in rows:
+            if getattr(tensor, "_keras_mask", None) is not None:
+                return "an input with a mask"
+        return None
+
+    def _run_rows(self, inputs: Inputs) -> Any:
+        layer = self.layer
+        with self._below.inference():
+            output = layer(*inputs) if type(inputs) is tuple else layer(inputs)
+        if any(part._losses for part in layer._flatten_layers()):
+            layer._clear_losses()
+            raise Unsuited("it adds losses, which a hit would leave out")
+        return output
+
+    @property
+    def stats(self) -> LayerStats:
+        """A snapshot of the counters."""
+        return self._engine.stats()
+
+    def cache_clear(self) -> None:
+        """Drop all entries."""
+        self._engine.clear()
+
+    def __repr__(self) -> str:
+        stats = self.stats
+        chunk = self._options.chunk if stats.chunk is None else stats.chunk
+        return (
+            f"<CachedLayer name={self.name} layer={self.layer!r} memory={self._options.memory!r} "
+            f"chunk={chunk!r} probe={stats.probe!r}>"
+        )
+
+    # Symbolic calls and saving: the layer's.
+
+    def build(self, input_shape: Any = None) -> None:
+        """Leave building to the layer, which knows how many inputs it has."""
+        self.built = True
+
+    def compute_output_spec(self, *args: Any, training: bool | None = None) -> Any:
+        """Return the layer's own."""
+        if self.layer.built:
+            return self.layer.compute_output_spec(*args)
+        output = self.layer(*args)  # builds it
+        return keras.tree.map_structure(lambda x: keras.KerasTensor(x.shape, x.dtype), output)
+
+    def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the layer's own."""
+        return self.layer.compute_output_shape(*args, **kwargs)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        """Return the layer's own."""
+        return self.layer.compute_mask(inputs, previous_mask)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the options; of a secret, only that there was one."""
+        options = self._options
+        scope = options.scope.encode() if isinstance(options.scope, str) else options.scope
+        return {
+            **super().get_config(),
+            "memory": options.memory,
+            "chunk": options.chunk,
+            "scope": scope.hex(),
+            "probe": options.probe,
+            "keyed": options.secret is not None,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> CachedLayer:
+        """Rebuild the layer with an empty cache, and with a random secret if it had one."""
+        config = dict(config)
+        config["scope"] = bytes.fromhex(config["scope"])
+        config["secret"] = os.urandom(32) if config.pop("keyed") else None
+        return super().from_config(config, custom_objects)  # type: ignore[no-any-return]
