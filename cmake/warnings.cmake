@@ -9,6 +9,10 @@ function(tensorkey_target target)
   target_compile_options(${target} PRIVATE
     -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wnon-virtual-dtor
     -Wold-style-cast -Wcast-qual -Wunused)
+  # GCC 12 warns of its own std::string: gcc.gnu.org/PR105651.
+  if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+    target_compile_options(${target} PRIVATE -Wno-restrict)
+  endif()
   if(TENSORKEY_WERROR)
     target_compile_options(${target} PRIVATE -Werror)
   endif()

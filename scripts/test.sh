@@ -26,16 +26,16 @@ build() {
   cmake --build --preset "$preset" --parallel "$(nproc)" --target all "$@" -- --quiet
 }
 
-step "C++ with AddressSanitizer and UBSan; each public header compiled alone; consumers"
-build asan all_verify_interface_header_sets
+step "C++ with AddressSanitizer and UBSan"
+build asan
 ctest --preset asan --parallel "$(nproc)"
 
 step "C++ threads with ThreadSanitizer"
 build tsan
-ctest --preset tsan --parallel "$(nproc)" -R 'Thread|Concurren|consumers'
+ctest --preset tsan --parallel "$(nproc)" --no-tests=error -R 'Thread|Concurren'
 
-step "C++ as it is shipped"
-build release
+step "C++ as it is shipped; each public header compiled alone; consumers"
+build release all_verify_interface_header_sets
 ctest --preset release --parallel "$(nproc)"
 
 step "Python"
