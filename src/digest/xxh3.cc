@@ -22,6 +22,7 @@ using Secret = std::array<std::byte, kXxh3SecretBytes>;
 void stretch_at_random(Secret& secret) noexcept {
   std::array<std::byte, 17> seed{};
   if (const unsigned long address = getauxval(AT_RANDOM); address != 0) {
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): that is how the kernel hands the address over
     std::memcpy(seed.data(), reinterpret_cast<const void*>(address), 16);
   }
   for (std::size_t at = 0; at < secret.size(); at += sizeof(Digest)) {

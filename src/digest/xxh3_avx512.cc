@@ -1,3 +1,3 @@
 #define TENSORKEY_XXH3_VARIANT kXxh3Avx512
 #define XXH_VECTOR XXH_AVX512
-#include "digest/xxh3_variant-inl.h"
+#include "digest/xxh3_variant.inc"

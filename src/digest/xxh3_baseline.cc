@@ -1,2 +1,2 @@
 #define TENSORKEY_XXH3_VARIANT kXxh3Baseline
-#include "digest/xxh3_variant-inl.h"
+#include "digest/xxh3_variant.inc"

@@ -1,4 +1,4 @@
-// What xxh3_variant-inl.h offers for each instruction set. Plain C types: the sources that
+// What xxh3_variant.inc offers for each instruction set. Plain C types: the sources that
 // implement it are compiled for CPUs that may not be this one, so they must not instantiate any
 // inline function that other sources share.
 #pragma once
