@@ -26,13 +26,13 @@ HWY_INLINE void prefetch(const std::byte* from, std::ptrdiff_t distance) {
 }
 
 template <class D>
-HWY_INLINE hn::Vec<D> load_bytes(D d, const std::byte* from) {
+HWY_INLINE hn::Vec<D> load_bytes([[maybe_unused]] D d, const std::byte* from) {
   const hn::Repartition<std::uint8_t, D> d8;
   return hn::BitCast(d, hn::LoadU(d8, reinterpret_cast<const std::uint8_t*>(from)));
 }
 
 template <class D>
-HWY_INLINE void store_bytes(D d, hn::Vec<D> v, std::byte* to) {
+HWY_INLINE void store_bytes([[maybe_unused]] D d, hn::Vec<D> v, std::byte* to) {
   const hn::Repartition<std::uint8_t, D> d8;
   hn::StoreU(hn::BitCast(d8, v), d8, reinterpret_cast<std::uint8_t*>(to));
 }
