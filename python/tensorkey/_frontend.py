@@ -198,7 +198,9 @@ class Engine:
         known, scope = self._scope
         if known != about:
             parts = ("tensorkey layer", 1, self._backend.name, "forward", "each")
-            scope = _core.blake3(plain((*parts, chunk, environment, self._user_scope, state.digest)))
+            scope = _core.blake3(
+                plain((*parts, chunk, environment, self._user_scope, state.digest))
+            )
             self._scope = (about, scope)
         paths = [str(i) for i in range(len(inputs))]
         try:
@@ -224,6 +226,7 @@ class Engine:
         except Unsuited as reason:
             plan.unsuited = str(reason)
             raise
+
     def _settle(
         self,
         plan: Plan | None,
@@ -279,8 +282,8 @@ class Engine:
         except errors.Error as error:
             raise Bypass(f"an input has no key: {error}") from None
         first: dict[_core.Key, int] = {}
-        for position, key in enumerate(keys):
-            first.setdefault(key, position)
+        for position in range(len(keys)):
+            first.setdefault(keys[position], position)
             if len(first) == MAX_ROWS:
                 break
         return list(first.values())
@@ -295,7 +298,7 @@ class Engine:
 
     def stats(self) -> LayerStats:
         """Return a snapshot."""
-        counts = self._memo.stats()
+        counts: dict[str, Any] = self._memo.stats()
         counts.pop("batches")
         counts.pop("insertions")
         plan = self._last
@@ -311,9 +314,7 @@ class Engine:
         )
 
 
-def _insert(
-    batch: _core.MemoBatch, first: int, count: int, output: Any, seconds: float
-) -> None:
+def _insert(batch: _core.MemoBatch, first: int, count: int, output: Any, seconds: float) -> None:
     try:
         batch.insert(first, count, output, seconds)
     except errors.Unsupported as error:

@@ -1,4 +1,4 @@
-"""The probe: may the rows of this layer be cached one by one, and in chunks of how many?
+"""The probe: whether rows may be cached one by one, and in chunks of how many.
 
 It runs the layer on the caller's first rows and compares bits:
 
@@ -160,7 +160,7 @@ class _Run:
         return self._clock() > self._end
 
     def settle(self, chunk: int) -> None:
-        """(c) Run twice; the second run may change nothing and must give the same bits."""
+        """Measure (c): run twice; the second run may change nothing and must give the same bits."""
         first = [self._rows[0]] * chunk
         self._chunk(first)
         self._state.changes()
@@ -183,7 +183,7 @@ class _Run:
             raise Refusal(f"two runs on the same rows differ, by up to {_size(again)}")
 
     def slots(self, chunk: int) -> Verdict:
-        """(a) and (b) for chunks of several rows."""
+        """Measure (a) and (b) for chunks of several rows."""
         subject, rows = self._subject, self._rows
         same: list[Any] = []
         worst, moved = Gap(), 0
@@ -238,7 +238,7 @@ class _Run:
         )
 
     def alone(self, reason: str) -> Verdict:
-        """(b) for chunks of one row: alone against in the caller's batch."""
+        """Measure (b) for chunks of one row: alone against in the caller's batch."""
         subject, rows = self._subject, self._rows
         reason = f"{reason}; " if reason else ""
         together = rows if len(rows) > 1 else rows * 2  # one row says nothing of the batch size

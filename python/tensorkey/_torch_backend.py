@@ -23,6 +23,8 @@ from tensorkey._probe import Gap, Inputs
 
 _C: Any = torch._C
 _functorch: Any = _C._functorch
+_any_global_hook: Any = nn.modules.module._has_any_global_hook
+_cuda: Any = torch.cuda
 _TENSOR_TYPES = (torch.Tensor, Parameter)
 _DEVICES = ("cpu", "cuda")
 _VERSION = str(torch.__version__)  # a subclass of str
@@ -91,7 +93,7 @@ def unfit_layer(modules: Sequence[nn.Module]) -> str | None:
     for module in modules:
         if module._forward_hooks or module._forward_pre_hooks:
             return "forward hooks inside the layer, which do not run on a hit: remove them"
-    if nn.modules.module._has_any_global_hook():
+    if _any_global_hook():
         return "global module hooks"
     return None
 
@@ -207,7 +209,7 @@ class Rows:
     def random_state(self) -> list[bytes]:
         """Return the states of PyTorch's generators."""
         states = [torch.get_rng_state()]
-        if torch.cuda.is_initialized():
+        if _cuda.is_initialized():
             states += torch.cuda.get_rng_state_all()
         return [bytes(state.tolist()) for state in states]
 

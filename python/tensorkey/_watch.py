@@ -1,4 +1,4 @@
-"""Cheap and exact: has any of many Python containers changed since it was read?
+"""Watch many Python containers for changes, cheaply and exactly.
 
 A container is unchanged if it holds the very same objects under the same names. Comparing by
 identity needs no care about equality (``1 == True``, ``-0.0 == 0.0``, NaN) and runs in C, about

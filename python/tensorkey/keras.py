@@ -135,7 +135,7 @@ def _load_backend() -> Any:
 def _rows_of(layer: CachedLayer, below: Any) -> Any:
     """Return the engine's backend: the framework below, running a Keras layer."""
 
-    class LayerRows(below.Rows):  # type: ignore[misc, name-defined]
+    class LayerRows(below.Rows):  # type: ignore[misc]
         name = f"keras-{keras.backend.backend()}"
 
         def run(self, inputs: Inputs) -> Any:

@@ -15,14 +15,15 @@ True
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
-from tensorkey import _core, errors
+from tensorkey import errors
 from tensorkey._chunks import Chunk
 from tensorkey._fingerprint import Fingerprint, Reading
 from tensorkey._frontend import Bypass, Engine, Options
@@ -37,8 +38,6 @@ from tensorkey._torch_backend import (
 )
 
 __all__ = ["CachedLayer"]
-
-T = TypeVar("T")
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _SHARED = (
@@ -210,7 +209,7 @@ class CachedLayer(nn.Module):
     # The alias: everything else is the layer's.
 
     @property
-    def training(self) -> bool:  # type: ignore[override]
+    def training(self) -> bool:
         """The layer's flag."""
         return vars(self)["inner"].training  # type: ignore[no-any-return]
 
@@ -235,7 +234,7 @@ class CachedLayer(nn.Module):
         delattr(vars(self)["inner"], name)
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *dir(vars(self)["inner"])})
+        return sorted({*object.__dir__(self), *dir(vars(self)["inner"])})
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the layer's state dict."""
@@ -268,28 +267,24 @@ class CachedLayer(nn.Module):
         state = {key: value for key, value in vars(self).items() if key not in _SHARED}
         del state["_engine"]
         options: Options = state["_options"]
-        if options.secret is not None:
-            state["_options"] = (options.memory, options.chunk, options.scope, options.probe, True)
+        state["_options"] = dataclasses.replace(options, secret=None)
+        state["_keyed"] = options.secret is not None
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        own = vars(self)
-        own["inner"] = state["inner"]
-        options = state.pop("_options")
-        if isinstance(options, tuple):
-            options = Options(*options[:4], secret=os.urandom(32))
-        own.update(state)
+        options: Options = state["_options"]
+        if state.pop("_keyed"):
+            options = dataclasses.replace(options, secret=os.urandom(32))
+        vars(self).update(state)
         self._bind(state["inner"], options)
 
-    def __deepcopy__(self: T, memo: dict[int, Any]) -> T:
+    def __deepcopy__(self, memo: dict[int, Any]) -> CachedLayer:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
-        state = self.__getstate__()
-        options = state.pop("_options")
-        state = copy.deepcopy(state, memo)
+        state = copy.deepcopy(self.__getstate__(), memo)
+        del state["_keyed"]
         vars(twin).update(state)
-        twin._bind(state["inner"], vars(self)["_options"])  # type: ignore[attr-defined]
-        del options
+        twin._bind(state["inner"], vars(self)["_options"])  # with the secret: same process
         return twin
 
 
