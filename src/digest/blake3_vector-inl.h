@@ -22,7 +22,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <class V>
 HWY_INLINE void pin_always([[maybe_unused]] V& v) {
 #if HWY_COMPILER_GCC_ACTUAL && HWY_ARCH_X86
-  asm("" : "+v"(v.raw));
+  asm volatile("" : "+v"(v.raw));
 #elif HWY_COMPILER_GCC_ACTUAL && HWY_ARCH_ARM
   asm("" : "+w"(v.raw));
 #endif
