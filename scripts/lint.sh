@@ -6,7 +6,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-step() { printf '\n== %s\n' "$*"; }
+# check TITLE COMMAND...: all of them run, and what failed is told at the end.
+failed=()
+check() {
+  printf '\n== %s\n' "$1"
+  "${@:2}" || failed+=("$1")
+}
 # Tracked and new files alike, never ignored ones.
 files() { git ls-files --cached --others --exclude-standard --deduplicate -- "$@" | while read -r f; do
   [ -e "$f" ] && echo "$f"
@@ -23,18 +28,17 @@ if [ "${1:-}" = --fix ]; then
   exit
 fi
 
-step "clang-format"
-files '*.cc' '*.h' | xargs "$clang_format" --dry-run -Werror
+format_cpp() { files '*.cc' '*.h' | xargs "$clang_format" --dry-run -Werror; }
 
-step "ruff"
-"$ruff" check .
-"$ruff" format --check .
+check "clang-format" format_cpp
+check "ruff check" "$ruff" check .
+check "ruff format" "$ruff" format --check .
+check "mypy --strict" .venv/bin/python -m mypy --strict -p tensorkey
+check "the stub of _core as it was reviewed" scripts/stub.sh --check
+check "clang-tidy" scripts/tidy.sh
 
-step "mypy --strict"
-.venv/bin/python -m mypy --strict --no-error-summary -p tensorkey
-
-step "the stub of _core as it was reviewed"
-scripts/stub.sh --check
-
-step "clang-tidy"
-scripts/tidy.sh
+if ((${#failed[@]})); then
+  printf '\nlint failed: %s\n' "${failed[*]}" >&2
+  exit 1
+fi
+printf '\nlint passed\n'

@@ -115,9 +115,8 @@ environment() {
 pip() { .venv/bin/python -m pip --disable-pip-version-check --no-input "$@"; }
 
 requirements() {
-  local files=() stamp
-  for name in build "$@"; do files+=("requirements/$name.txt"); done
-  stamp=$(digest requirements/constraints.txt "${files[@]}" requirements/demo.txt requirements/test.txt)
+  local stamp
+  stamp=$(digest requirements/*.txt)
   for name in build "$@"; do
     if done_already "$name" "$stamp"; then continue; fi
     say "installing requirements/$name.txt (some minutes the first time; the log is build/pip.log)"

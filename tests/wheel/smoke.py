@@ -13,7 +13,7 @@ def main() -> None:
     same = array("f", x)
     assert tk.key(x) == tk.key(same)
     assert tk.key(x) != tk.key(array("d", [1, 2, 3, 4]))
-    assert tk.Key.from_hex(tk.key(x).hex) == tk.key(x)
+    assert tk.Key.from_hex(tk.key(x).hex()) == tk.key(x)
 
     seen = tk.TensorKeyDict()
     square = memoryview(x).cast("B").cast("f", (2, 2))
