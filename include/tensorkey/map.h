@@ -91,6 +91,8 @@ struct Layout {
 class Probe {
  public:
   TENSORKEY_EXPORT Probe(const TensorView& view, bool canonical, std::string_view where);
+  // REQUIRES: a checked view of `size` bytes.
+  TENSORKEY_EXPORT Probe(const TensorView& view, std::size_t size, bool canonical);
 
   [[nodiscard]] const TensorView& view() const noexcept { return view_; }
 

@@ -13,6 +13,9 @@ namespace nb = nanobind;
 namespace tensorkey::python {
 namespace {
 
+PackageFunction identity_token{"tensorkey._identity", "token"};
+PackageFunction describe_structure{"tensorkey._structure", "describe"};
+
 // What a weak reference calls when its object dies. `address` finds the entry, the weak reference
 // itself tells whether it is still the same one.
 struct Funeral {
@@ -97,24 +100,28 @@ Looked::Looked(const Mapping& mapping, PyObject* tensor, std::string_view where)
   if (mapping.by == By::kContent) {
     const Borrowed& borrowed = borrowed_.emplace(tensor);
     const bool canonical = mapping.entries.canonical();
-    const MaybeReleaseGil release(checked_bytes(borrowed.view(), where));
-    probe_.emplace(borrowed.view(), canonical, where);
+    const std::size_t size = checked_bytes(borrowed.view(), where);
+    const MaybeReleaseGil release(size);
+    probe_.emplace(borrowed.view(), size, canonical);
     return;
   }
-  const BorrowedStructure structure(tensor);  // refuses what has no key
   if (mapping.by == By::kStructure) {
+    const BorrowedStructure structure(tensor);
     bytes_ = structure_key(structure.view(), structure.structure()).bytes();
     size_[0] = static_cast<std::int64_t>(bytes_.size());
     probe_.emplace(view(bytes_.data(), size_), false, where);
     return;
   }
-  token_ = call_package("tensorkey._identity", "token",
-                        nb::borrow<nb::args>(nb::make_tuple(nb::handle(tensor))));
   const auto address = static_cast<std::uint64_t>(std::bit_cast<std::uintptr_t>(tensor));
   std::memcpy(bytes_.data(), &address, sizeof address);
   size_[0] = 1;
   probe_.emplace(TensorView{.data = bytes_.data(), .dtype = DType::kUInt64, .shape = size_}, false,
                  where);
+  const auto known = mapping.entries.find(*probe_);
+  if (known == mapping.entries.end() || referent(known->second.extra).ptr() != tensor) {
+    const BorrowedStructure checked(tensor);  // refuses what has no key
+  }
+  token_ = identity_token(nb::handle(tensor));
 }
 
 Entry Looked::find(Mapping& mapping) const {
@@ -127,10 +134,7 @@ Item Looked::make_item(Mapping& mapping, nb::object value) const {
   Item item{.value = std::move(value)};
   switch (mapping.by) {
     case By::kContent: item.framework = borrowed_->framework(); break;
-    case By::kStructure:
-      item.extra = call_package("tensorkey._structure", "describe",
-                                nb::borrow<nb::args>(nb::make_tuple(nb::handle(tensor_))));
-      break;
+    case By::kStructure: item.extra = describe_structure(nb::handle(tensor_)); break;
     case By::kIdentity:
       item.extra = weak_reference(mapping, tensor_);
       item.token = token_;

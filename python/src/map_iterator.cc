@@ -10,6 +10,9 @@ namespace nb = nanobind;
 namespace tensorkey::python {
 namespace {
 
+PackageFunction build_structure{"tensorkey._structure", "build"};
+PackageFunction rebuild_tensor{"tensorkey._rebuild", "tensor"};
+
 struct Iteration {
   nb::object owner;  // not valid: exhausted
   Mapping* mapping;
@@ -99,24 +102,14 @@ PyType_Slot slots[] = {{Py_tp_iter, reinterpret_cast<void*>(PyObject_SelfIter)},
 
 }  // namespace
 
-nb::object call_package(const char* module, const char* function, nb::args args) {
-  // Interpreters share nothing of this: one lookup of a module that is already imported.
-  return nb::module_::import_(module).attr(function)(*args);
-}
-
 nb::object make_key(const Mapping& mapping, const TensorView& key, const Item& item) {
-  if (mapping.by == By::kStructure) {
-    return call_package("tensorkey._structure", "build",
-                        nb::borrow<nb::args>(nb::make_tuple(item.extra)));
-  }
+  if (mapping.by == By::kStructure) return build_structure(item.extra);
   const nb::bytearray data(key.data, byte_count(key));
   nb::list shape;
   for (const std::int64_t dim : key.shape) shape.append(dim);
   const auto text = [](std::string_view view) { return nb::str(view.data(), view.size()); };
-  return call_package("tensorkey._rebuild", "tensor",
-                      nb::borrow<nb::args>(
-                          nb::make_tuple(framework_name(item.framework), text(to_string(key.dtype)),
-                                         text(key.dtype_params), nb::tuple(shape), data)));
+  return rebuild_tensor(framework_name(item.framework), text(to_string(key.dtype)),
+                        text(key.dtype_params), nb::tuple(shape), data);
 }
 
 nb::object iterate(nb::handle owner, Mapping& mapping, Yield yield, bool reversed) {

@@ -102,8 +102,21 @@ std::size_t count_entries(Mapping& mapping);
 // copied all that it needs.
 nanobind::object make_key(const Mapping& mapping, const TensorView& key, const Item& item);
 
-// A function of a private module of the package, looked up once.
-nanobind::object call_package(const char* module, const char* function, nanobind::args args);
+// A function of a private module of the package, looked up at its first call and then kept.
+struct PackageFunction {
+  const char* module;
+  const char* name;
+  PyObject* function = nullptr;
+
+  template <class... Args>
+  nanobind::object operator()(Args&&... args) {
+    if (function == nullptr) {
+      nanobind::object found = nanobind::module_::import_(module).attr(name);
+      function = found.release().ptr();
+    }
+    return nanobind::handle(function)(std::forward<Args>(args)...);
+  }
+};
 
 // iter(mapping) and its like.
 enum class Yield : std::uint8_t { kKeys, kValues, kItems };

@@ -23,6 +23,9 @@ class KeysView(abc.KeysView[Any]):
     def __init__(self, mapping: TensorKeyDict[Any]) -> None:
         super().__init__(mapping)  # type: ignore[arg-type]
 
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._mapping)
+
     def _from_iterable(self, keys: Iterable[Any]) -> TensorKeySet:  # type: ignore[override]
         return TensorKeySet(keys, by=self._mapping.by, canonical=self._mapping.canonical)
 

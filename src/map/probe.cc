@@ -25,12 +25,18 @@ std::uint64_t hash_header(const TensorView& view, const Hash128& data) {
   return xxh3(header.bytes()).low;
 }
 
+std::size_t checked_size(const TensorView& view, std::string_view where) {
+  check_view(view, where);
+  return byte_count(view);
+}
+
 }  // namespace
 
 Probe::Probe(const TensorView& view, bool canonical, std::string_view where)
-    : view_(view), canonical_(canonical) {
-  check_view(view, where);
-  size_ = byte_count(view);
+    : Probe(view, checked_size(view, where), canonical) {}
+
+Probe::Probe(const TensorView& view, std::size_t size, bool canonical)
+    : view_(view), size_(size), canonical_(canonical) {
   if (is_plain(view, canonical)) {
     bytes_ = static_cast<const std::byte*>(view.data);
   } else if (size_ <= kTileBytes) {
