@@ -14,12 +14,21 @@ namespace tensorkey::internal {
 
 inline constexpr std::size_t kMaxLanes = 16;
 
-// One input and where its 32 bytes go. `out` may lie in an input: all are read before any is
-// written.
-struct Lane {
-  const std::byte* in;
-  std::byte* out;
-  std::uint64_t counter;  // the chunk's index in its message; 0 for a parent
+// The inputs of one call and where their 32 bytes go. An output may lie in an input: all are read
+// before any is written. A call may change every member.
+struct Lanes {
+  const std::byte* in[kMaxLanes];
+  std::byte* out[kMaxLanes];
+  // The index of a chunk in its message, or 0; in halves, as the compression wants it.
+  alignas(64) std::uint32_t counter_low[kMaxLanes];
+  alignas(64) std::uint32_t counter_high[kMaxLanes];
+
+  void set(std::size_t i, const std::byte* from, std::byte* to, std::uint64_t counter) noexcept {
+    in[i] = from;
+    out[i] = to;
+    counter_low[i] = static_cast<std::uint32_t>(counter);
+    counter_high[i] = static_cast<std::uint32_t>(counter >> 32);
+  }
 };
 
 // What the lanes of one call share.
@@ -33,9 +42,9 @@ struct Batch {
 };
 
 struct Kernels {
-  std::size_t lanes;  // most lanes of a call; that many are the fastest
-  // REQUIRES: 1 <= count <= lanes.
-  void (*compress)(const Batch& batch, const Lane* lane, std::size_t count) noexcept;
+  std::size_t width;  // most inputs of a call; that many are the fastest
+  // REQUIRES: 1 <= count <= width.
+  void (*compress)(const Batch& batch, Lanes& lanes, std::size_t count) noexcept;
 };
 
 // Null if the target was not compiled in.
@@ -43,6 +52,14 @@ struct Kernels {
 
 // Those of chosen_target().
 [[nodiscard]] const Kernels& kernels() noexcept;
+
+// One input alone.
+inline void compress_one(const Batch& batch, const std::byte* in, std::byte* out,
+                         std::uint64_t counter) noexcept {
+  Lanes lanes;
+  lanes.set(0, in, out, counter);
+  kernels().compress(batch, lanes, 1);
+}
 
 // Implemented by blake3_portable.cc and blake3_simd.cc; find_kernels chooses.
 [[nodiscard]] const Kernels& portable_kernels() noexcept;
@@ -56,8 +73,8 @@ class LaneQueue {
       : kernels_(kernels), batch_(batch) {}
 
   void push(const std::byte* in, std::byte* out, std::uint64_t counter) noexcept {
-    lanes_[count_++] = {in, out, counter};
-    if (count_ == kernels_.lanes) flush();
+    lanes_.set(count_++, in, out, counter);
+    if (count_ == kernels_.width) flush();
   }
 
   void flush() noexcept {
@@ -69,7 +86,7 @@ class LaneQueue {
   const Kernels& kernels_;
   const Batch batch_;
   std::size_t count_ = 0;
-  Lane lanes_[kMaxLanes];
+  Lanes lanes_;
 };
 
 }  // namespace tensorkey::internal

@@ -50,21 +50,11 @@ HWY_INLINE void round(D d, V* HWY_RESTRICT v, const V* HWY_RESTRICT m) {
 
 // `count` inputs, at most kLanes; lanes without one repeat the first and write to nowhere.
 template <std::size_t kLanes>
-void compress_lanes(const Batch& batch, const Lane* lane, std::size_t count) {
+void compress_lanes(const Batch& batch, Lanes& lanes, std::size_t count) {
   const hn::FixedTag<std::uint32_t, kLanes> d;
   using V = hn::Vec<decltype(d)>;
-  const std::byte* in[kLanes];
-  std::byte* out[kLanes];
   std::byte nowhere[kCvBytes];
-  HWY_ALIGN std::uint32_t counter_low[kLanes];
-  HWY_ALIGN std::uint32_t counter_high[kLanes];
-  for (std::size_t i = 0; i < kLanes; ++i) {
-    const Lane& from = lane[i < count ? i : 0];
-    in[i] = from.in;
-    out[i] = i < count ? from.out : nowhere;
-    counter_low[i] = static_cast<std::uint32_t>(from.counter);
-    counter_high[i] = static_cast<std::uint32_t>(from.counter >> 32);
-  }
+  for (std::size_t i = count; i < kLanes; ++i) lanes.set(i, lanes.in[0], nowhere, 0);
 
   V h[8];
   for (std::size_t i = 0; i < 8; ++i) h[i] = hn::Set(d, (*batch.key)[i]);
@@ -79,16 +69,16 @@ void compress_lanes(const Batch& batch, const Lane* lane, std::size_t count) {
       // Never read behind an input: its last bytes move to where zeros follow them.
       for (std::size_t i = 0; i < kLanes; ++i) {
         std::memset(tail[i], 0, kBlockBytes);
-        if (left != 0) std::memcpy(tail[i], in[i] + at, left);
-        in[i] = tail[i];
+        if (left != 0) std::memcpy(tail[i], lanes.in[i] + at, left);
+        lanes.in[i] = tail[i];
       }
       at = 0;
       block_length = static_cast<std::uint32_t>(left);
     } else if (batch.prefetch != 0) {
-      for (std::size_t i = 0; i < kLanes; ++i) prefetch(in[i] + at, batch.prefetch);
+      for (std::size_t i = 0; i < kLanes; ++i) prefetch(lanes.in[i] + at, batch.prefetch);
     }
     V m[16];
-    load_words(d, in, at, m);
+    load_words(d, lanes.in, at, m);
     keep_in_memory(m);
     V v[16] = {h[0],
                h[1],
@@ -102,8 +92,8 @@ void compress_lanes(const Batch& batch, const Lane* lane, std::size_t count) {
                hn::Set(d, kIv[1]),
                hn::Set(d, kIv[2]),
                hn::Set(d, kIv[3]),
-               hn::Load(d, counter_low),
-               hn::Load(d, counter_high),
+               hn::Load(d, lanes.counter_low),
+               hn::Load(d, lanes.counter_high),
                hn::Set(d, block_length),
                hn::Set(d, flags)};
     round<0>(d, v, m);
@@ -126,7 +116,7 @@ void compress_lanes(const Batch& batch, const Lane* lane, std::size_t count) {
     at += kBlockBytes;
     flags = batch.flags;
   }
-  store_words(d, h, out);
+  store_words(d, h, lanes.out);
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

@@ -59,7 +59,8 @@ void compress_block(Words8& cv, const Words16& m, std::uint64_t counter, std::ui
   for (std::size_t i = 0; i < 8; ++i) cv[i] = v[i] ^ v[i + 8];
 }
 
-void compress(const Batch& batch, const Lane* lane, std::size_t /*count is 1*/) noexcept {
+void compress(const Batch& batch, Lanes& lanes, std::size_t /*count is 1*/) noexcept {
+  const std::uint64_t counter = std::uint64_t{lanes.counter_high[0]} << 32 | lanes.counter_low[0];
   Words8 cv = *batch.key;
   std::uint32_t flags = batch.flags | batch.first_flags;
   std::size_t at = 0;
@@ -67,22 +68,22 @@ void compress(const Batch& batch, const Lane* lane, std::size_t /*count is 1*/) 
     const std::size_t length = std::min(batch.length - at, kBlockBytes);
     const bool last = at + length == batch.length;
     Words16 m{};
-    if (length != 0) std::memcpy(m.data(), lane->in + at, length);
+    if (length != 0) std::memcpy(m.data(), lanes.in[0] + at, length);
     for (std::uint32_t& word : m) word = from_little(word);
-    compress_block(cv, m, lane->counter, static_cast<std::uint32_t>(length),
+    compress_block(cv, m, counter, static_cast<std::uint32_t>(length),
                    last ? flags | batch.last_flags : flags);
     if (last) break;
     at += length;
     flags = batch.flags;
   }
   for (std::uint32_t& word : cv) word = from_little(word);
-  std::memcpy(lane->out, cv.data(), kCvBytes);
+  std::memcpy(lanes.out[0], cv.data(), kCvBytes);
 }
 
 }  // namespace
 
 const Kernels& portable_kernels() noexcept {
-  static constexpr Kernels kKernels = {.lanes = 1, .compress = compress};
+  static constexpr Kernels kKernels = {.width = 1, .compress = compress};
   return kKernels;
 }
 

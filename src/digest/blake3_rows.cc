@@ -22,9 +22,9 @@ const std::byte* row(const RowSpan& rows, std::size_t i) noexcept {
 
 // How far to look ahead: to where the same lane will read kPrefetchBytes or more from now, when
 // `chunks` chunks of each row are read in a batch.
-std::ptrdiff_t look_ahead(const RowSpan& rows, std::size_t lanes, std::size_t chunks) noexcept {
+std::ptrdiff_t look_ahead(const RowSpan& rows, std::size_t width, std::size_t chunks) noexcept {
   std::ptrdiff_t step = 0;
-  if (rows.count < 2 || chunks == 0 || __builtin_mul_overflow(rows.stride, lanes, &step)) return 0;
+  if (rows.count < 2 || chunks == 0 || __builtin_mul_overflow(rows.stride, width, &step)) return 0;
   step /= static_cast<std::ptrdiff_t>(chunks);
   if (step == 0) return 0;
   return step * ((kPrefetchBytes - 1) / std::abs(step) + 1);
@@ -37,7 +37,7 @@ void short_rows(const Mode& mode, const RowSpan& rows, std::span<Digest> out) no
                            .flags = mode.flags,
                            .first_flags = kChunkStart,
                            .last_flags = kChunkEnd | kRoot,
-                           .prefetch = look_ahead(rows, target.lanes, 1)});
+                           .prefetch = look_ahead(rows, target.width, 1)});
   for (std::size_t i = 0; i < rows.count; ++i) queue.push(row(rows, i), bytes_of(out[i]), 0);
   queue.flush();
 }
@@ -52,7 +52,7 @@ void group_leaves(const Mode& mode, const RowSpan& rows, Cv* nodes) noexcept {
               .flags = mode.flags,
               .first_flags = kChunkStart,
               .last_flags = kChunkEnd,
-              .prefetch = look_ahead(rows, target.lanes, whole)};
+              .prefetch = look_ahead(rows, target.width, whole)};
   LaneQueue first(target, batch);
   for (std::size_t i = 0; i < rows.count; ++i) {
     for (std::size_t c = 0; c < whole; ++c) {
@@ -62,7 +62,7 @@ void group_leaves(const Mode& mode, const RowSpan& rows, Cv* nodes) noexcept {
   first.flush();
   if (whole == chunks) return;
   batch.length = rows.bytes % kChunkBytes;
-  batch.prefetch = look_ahead(rows, target.lanes, 1);
+  batch.prefetch = look_ahead(rows, target.width, 1);
   LaneQueue last(target, batch);
   for (std::size_t i = 0; i < rows.count; ++i) {
     last.push(row(rows, i) + whole * kChunkBytes, bytes_of(nodes[i * chunks + whole]), whole);

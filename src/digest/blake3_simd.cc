@@ -26,16 +26,16 @@ namespace HWY_NAMESPACE {
 
 inline constexpr std::size_t kWidest = HWY_LANES(std::uint32_t);
 
-void compress(const Batch& batch, const Lane* lane, std::size_t count) noexcept {
-  if (count == 1) return compress_single(batch, *lane);
-  if (count <= 4) return compress_lanes<4>(batch, lane, count);
+void compress(const Batch& batch, Lanes& lanes, std::size_t count) noexcept {
+  if (count == 1) return compress_single(batch, lanes);
+  if (count <= 4) return compress_lanes<4>(batch, lanes, count);
   if constexpr (kWidest > 8) {
-    if (count > 8) return compress_lanes<16>(batch, lane, count);
+    if (count > 8) return compress_lanes<16>(batch, lanes, count);
   }
-  if constexpr (kWidest > 4) return compress_lanes<8>(batch, lane, count);
+  if constexpr (kWidest > 4) return compress_lanes<8>(batch, lanes, count);
 }
 
-inline constexpr Kernels kKernels = {.lanes = kWidest, .compress = compress};
+inline constexpr Kernels kKernels = {.width = kWidest, .compress = compress};
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE

@@ -117,13 +117,13 @@ HWY_INLINE void round(Rows& v, const Message& m) {
   v.d = hn::Shuffle1032(v.d);
 }
 
-inline void compress_single(const Batch& batch, const Lane& lane) {
+inline void compress_single(const Batch& batch, const Lanes& lanes) {
   const D4 d;
-  const std::byte* in = lane.in;
+  const std::byte* in = lanes.in[0];
   V4 low = hn::LoadU(d, batch.key->data());
   V4 high = hn::LoadU(d, batch.key->data() + 4);
-  alignas(16) std::uint32_t fourth[4] = {static_cast<std::uint32_t>(lane.counter),
-                                         static_cast<std::uint32_t>(lane.counter >> 32),
+  alignas(16) std::uint32_t fourth[4] = {lanes.counter_low[0], lanes.counter_high[0],
+
                                          kBlockBytes, batch.flags | batch.first_flags};
   alignas(16) std::byte tail[kBlockBytes];
   std::size_t left = batch.length;
@@ -149,8 +149,8 @@ inline void compress_single(const Batch& batch, const Lane& lane) {
     in += kBlockBytes;
     fourth[3] = batch.flags;
   }
-  store_bytes(d, low, lane.out);
-  store_bytes(d, high, lane.out + 16);
+  store_bytes(d, low, lanes.out[0]);
+  store_bytes(d, high, lanes.out[0] + 16);
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

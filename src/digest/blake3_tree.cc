@@ -36,9 +36,8 @@ void leaves(const Mode& mode, std::span<const std::byte> data, std::uint64_t fir
   queue.flush();
   batch.length = data.size() % kChunkBytes;
   if (batch.length != 0) {
-    const Lane last = {data.data() + whole * kChunkBytes, bytes_of(nodes[whole]),
-                       first_chunk + whole};
-    kernels().compress(batch, &last, 1);
+    compress_one(batch, data.data() + whole * kChunkBytes, bytes_of(nodes[whole]),
+                 first_chunk + whole);
   }
 }
 
@@ -77,13 +76,12 @@ Mode mode_of(const Digest* key) noexcept {
 
 Cv parent(const Mode& mode, const Cv& left, const Cv& right, std::uint32_t extra_flags) noexcept {
   std::array<Cv, 2> pair = {left, right};
-  const Lane lane = {bytes_of(pair[0]), bytes_of(pair[0]), 0};
-  kernels().compress({.key = &mode.key,
-                      .length = kBlockBytes,
-                      .flags = mode.flags | kParent,
-                      .first_flags = 0,
-                      .last_flags = extra_flags},
-                     &lane, 1);
+  compress_one({.key = &mode.key,
+                .length = kBlockBytes,
+                .flags = mode.flags | kParent,
+                .first_flags = 0,
+                .last_flags = extra_flags},
+               bytes_of(pair[0]), bytes_of(pair[0]), 0);
   return pair[0];
 }
 
@@ -111,13 +109,12 @@ Digest root(const Mode& mode, std::span<const std::byte> data, std::ptrdiff_t pr
   }
   if (data.size() <= kChunkBytes) {
     Digest digest;
-    const Lane lane = {data.data(), bytes_of(digest), 0};
-    kernels().compress({.key = &mode.key,
-                        .length = data.size(),
-                        .flags = mode.flags,
-                        .first_flags = kChunkStart,
-                        .last_flags = kChunkEnd | kRoot},
-                       &lane, 1);
+    compress_one({.key = &mode.key,
+                  .length = data.size(),
+                  .flags = mode.flags,
+                  .first_flags = kChunkStart,
+                  .last_flags = kChunkEnd | kRoot},
+                 data.data(), bytes_of(digest), 0);
     return digest;
   }
   Cv nodes[kLeafChunks];
