@@ -284,20 +284,21 @@ void init_key(nb::module_& m) {
 
   const nb::bytes no_scope("", 0);
   const nb::object none = nb::none();
-  m.def("key", &key_of, "x"_a.none(), nb::kw_only(), "scope"_a = no_scope, "secret"_a.none() = none,
-        "canonical"_a = false, kKeyDoc,
+  m.def("key", &key_of, "x"_a.none(), nb::kw_only(), "scope"_a.none() = no_scope,
+        "secret"_a.none() = none, "canonical"_a = false, kKeyDoc,
         nb::sig("def key(x: object, *, scope: bytes | str = b'', secret: bytes | None = None, "
                 "canonical: bool = False) -> Key"));
-  m.def("row_keys", &row_keys_of, "x"_a.none(), nb::kw_only(), "scope"_a = no_scope,
+  m.def("row_keys", &row_keys_of, "x"_a.none(), nb::kw_only(), "scope"_a.none() = no_scope,
         "secret"_a.none() = none, "canonical"_a = false, kRowKeysDoc,
         nb::sig("def row_keys(x: object, *, scope: bytes | str = b'', secret: bytes | None = None, "
                 "canonical: bool = False) -> Keys"));
-  m.def("tuple_key", &tuple_key_of, "members"_a, nb::kw_only(), "scope"_a = no_scope,
+  m.def("tuple_key", &tuple_key_of, "members"_a, nb::kw_only(), "scope"_a.none() = no_scope,
         "secret"_a.none() = none, "canonical"_a = false, kTupleKeyDoc,
         nb::sig("def tuple_key(members: dict[str, object], *, scope: bytes | str = b'', "
                 "secret: bytes | None = None, canonical: bool = False) -> Key"));
-  m.def("tuple_row_keys", &tuple_row_keys_of, "members"_a, nb::kw_only(), "scope"_a = no_scope,
-        "secret"_a.none() = none, "canonical"_a = false, kTupleRowKeysDoc,
+  m.def("tuple_row_keys", &tuple_row_keys_of, "members"_a, nb::kw_only(),
+        "scope"_a.none() = no_scope, "secret"_a.none() = none, "canonical"_a = false,
+        kTupleRowKeysDoc,
         nb::sig("def tuple_row_keys(members: dict[str, object], *, scope: bytes | str = b'', "
                 "secret: bytes | None = None, canonical: bool = False) -> Keys"));
   m.def("structure_key", &structure_key_of, "x"_a.none(), kStructureKeyDoc,

@@ -240,6 +240,7 @@ PyMethodDef dict_methods[] = {
     {"popitem", method(&pop_item), METH_NOARGS,
      "popitem($self, /)\n--\n\nTake out the last entry put in, and return it as (key, value)."},
     {"clear", method(&clear_method), METH_NOARGS, "clear($self, /)\n--\n\nTake out all entries."},
+    {"__class_getitem__", &Py_GenericAlias, METH_O | METH_CLASS, "TensorKeyDict[int]"},
     {nullptr, nullptr, 0, nullptr}};
 
 PyMethodDef set_methods[] = {

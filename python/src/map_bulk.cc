@@ -181,31 +181,50 @@ void update_from(Mapping& mapping, Mapping& other) {
 }
 
 void init_map_bulk(nb::module_& m) {
-  const auto on_two = [&m](const char* name, auto function) {
-    m.def(name, [function](nb::handle self, nb::handle other) {
-      return function(checked_mapping(self), checked_mapping(other));
-    });
+  const auto on_two = [&m](const char* name, auto function, const char* signature) {
+    m.def(
+        name,
+        [function](nb::handle self, nb::handle other) {
+          return function(checked_mapping(self), checked_mapping(other));
+        },
+        nb::sig(signature));
   };
-  on_two("map_update", &update_from);
-  on_two("map_contains_all", &contains_all);
-  on_two("map_disjoint", &disjoint);
-  on_two("map_value_pairs", &value_pairs);
-  m.def("map_drop", [](nb::handle self, nb::handle other, bool present) {
-    drop(checked_mapping(self), checked_mapping(other), present);
-  });
-  m.def("map_export", [](nb::handle self) { return export_entries(checked_mapping(self)); });
-  m.def("map_import", [](nb::handle self, const nb::list& entries) {
-    Mapping& mapping = checked_mapping(self);
-    for (const nb::handle entry : entries) import_entry(mapping, nb::cast<nb::tuple>(entry));
-  });
-  m.def("map_describe",
-        [](nb::handle self, std::size_t count) { return describe(checked_mapping(self), count); });
-  m.def("map_iterate", [](nb::handle self, const std::string& what, bool reversed) {
-    const Yield yield = what == "keys"     ? Yield::kKeys
-                        : what == "values" ? Yield::kValues
-                                           : Yield::kItems;
-    return iterate(self, checked_mapping(self), yield, reversed);
-  });
+  on_two("map_update", &update_from, "def map_update(self: Any, other: Any, /) -> None");
+  on_two("map_contains_all", &contains_all,
+         "def map_contains_all(self: Any, other: Any, /) -> bool");
+  on_two("map_disjoint", &disjoint, "def map_disjoint(self: Any, other: Any, /) -> bool");
+  on_two("map_value_pairs", &value_pairs,
+         "def map_value_pairs(self: Any, other: Any, /) -> list[tuple[Any, Any]] | None");
+  m.def(
+      "map_drop",
+      [](nb::handle self, nb::handle other, bool present) {
+        drop(checked_mapping(self), checked_mapping(other), present);
+      },
+      nb::sig("def map_drop(self: Any, other: Any, present: bool, /) -> None"));
+  m.def(
+      "map_export", [](nb::handle self) { return export_entries(checked_mapping(self)); },
+      nb::sig("def map_export(self: Any, /) -> list[tuple[Any, ...]]"));
+  m.def(
+      "map_import",
+      [](nb::handle self, const nb::list& entries) {
+        Mapping& mapping = checked_mapping(self);
+        for (const nb::handle entry : entries) import_entry(mapping, nb::cast<nb::tuple>(entry));
+      },
+      nb::sig("def map_import(self: Any, entries: list[tuple[Any, ...]], /) -> None"));
+  m.def(
+      "map_describe",
+      [](nb::handle self, std::size_t count) { return describe(checked_mapping(self), count); },
+      nb::sig("def map_describe(self: Any, count: int, /) -> list[tuple[str, tuple[int, ...], Any, "
+              "Any]]"));
+  m.def(
+      "map_iterate",
+      [](nb::handle self, const std::string& what, bool reversed) {
+        const Yield yield = what == "keys"     ? Yield::kKeys
+                            : what == "values" ? Yield::kValues
+                                               : Yield::kItems;
+        return iterate(self, checked_mapping(self), yield, reversed);
+      },
+      nb::sig("def map_iterate(self: Any, what: str, reversed: bool, /) -> Iterator[Any]"));
 }
 
 }  // namespace tensorkey::python

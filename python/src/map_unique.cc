@@ -33,7 +33,8 @@ nb::tuple unique_rows_of(nb::handle tensor) {
 void init_unique(nb::module_& m) {
   m.def("unique_rows", &unique_rows_of, nb::arg("x").none(),
         "The framework of `x`; of its distinct rows the first index, of each row the number of its "
-        "distinct row, and the counts: int64 numbers in bytearrays.");
+        "distinct row, and the counts: int64 numbers in bytearrays.",
+        nb::sig("def unique_rows(x: object) -> tuple[str, bytearray, bytearray, bytearray]"));
 }
 
 }  // namespace tensorkey::python

@@ -162,7 +162,8 @@ void init_memo(nb::module_& m) {
       .def(
           "__init__", [](Memo* self, std::int64_t memory) { new (self) Memo(make_store(memory)); },
           "memory"_a)
-      .def("lookup", &lookup, "tensors"_a, "paths"_a, "scope"_a, "secret"_a.none() = nb::none(),
+      .def("lookup", &lookup, "tensors"_a, "paths"_a, "scope"_a.none(),
+           "secret"_a.none() = nb::none(),
            nb::sig("def lookup(self, tensors: collections.abc.Sequence[object], "
                    "paths: collections.abc.Sequence[str], scope: bytes | str, "
                    "secret: bytes | None = None) -> MemoBatch"),
