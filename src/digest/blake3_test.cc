@@ -19,7 +19,6 @@
 #include "digest/blake3_reference.h"
 #include "digest/blake3_stream.h"
 #include "digest/cpu.h"
-#include "digest/workers.h"
 
 namespace tensorkey {
 namespace {
@@ -300,15 +299,6 @@ TEST(Blake3Rows, WantRoomForEachDigest) {
     EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument);
     EXPECT_NE(std::string_view(error.what()).find("[blake3_rows]"), std::string_view::npos);
   }
-}
-
-TEST(Workers, SmallCallsStartNoThread) {
-  EXPECT_EQ(internal::worker_count(8, 0), 1U);
-  EXPECT_EQ(internal::worker_count(8, 2 * internal::kBytesPerThread - 1), 1U);
-  EXPECT_EQ(internal::worker_count(8, 2 * internal::kBytesPerThread), 2U);
-  EXPECT_EQ(internal::worker_count(1, SIZE_MAX), 1U);
-  EXPECT_EQ(internal::worker_count(3, SIZE_MAX), 3U);
-  EXPECT_LE(internal::worker_count(0, SIZE_MAX), 8U);
 }
 
 TEST(Targets, EndWithPortable) {
