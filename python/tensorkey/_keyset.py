@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import reprlib
 from collections.abc import Iterable, Iterator, Set
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from tensorkey import _core
 
@@ -58,29 +58,7 @@ def safe_repr(mapping: Any) -> str:
     return f"<{type(mapping).__name__} by {mapping.by}{canonical}: {size} {noun}{entries}>"
 
 
-if TYPE_CHECKING:
-
-    class _Base:
-        """What the compiled base class does without a Python frame."""
-
-        by: By
-        canonical: bool
-
-        def __init__(self, by: By, canonical: bool) -> None: ...
-        def __len__(self) -> int: ...
-        def __iter__(self) -> Iterator[Any]: ...
-        def __contains__(self, tensor: object) -> bool: ...
-        def add(self, tensor: Any, /) -> None: ...
-        def discard(self, tensor: Any, /) -> None: ...
-        def remove(self, tensor: Any, /) -> None: ...
-        def pop(self) -> Any: ...
-        def clear(self) -> None: ...
-
-else:
-    _Base = _core.TensorKeySetBase
-
-
-class TensorKeySet(_Base):
+class TensorKeySet(_core.TensorKeySetBase):
     """A set of tensors of any framework; what makes two of them equal is as in `TensorKeyDict`.
 
     The operations that make a new set give it the options of the left operand. Operators want
@@ -111,8 +89,6 @@ class TensorKeySet(_Base):
         super().__init__(by, canonical)
         self.update(tensors)
 
-    __hash__ = None  # type: ignore[assignment]
-
     def _same_kind(self, tensors: Iterable[Any]) -> TensorKeySet:
         """Return `tensors` as a set that the compiled operations can read beside this one."""
         if isinstance(tensors, TensorKeySet) and tensors.by == self.by:
@@ -129,7 +105,7 @@ class TensorKeySet(_Base):
         """Return another set with the same snapshots."""
         new = new_mapping(type(self), self.by, self.canonical)
         _core.map_update(new, self)
-        vars(new).update(vars(self))
+        new.__dict__.update(self.__dict__)
         return new
 
     __copy__ = copy
@@ -138,7 +114,7 @@ class TensorKeySet(_Base):
         new = new_mapping(type(self), self.by, self.canonical)
         memo[id(self)] = new
         _core.map_update(new, self)
-        vars(new).update(copy.deepcopy(vars(self), memo))
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return new
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -147,13 +123,13 @@ class TensorKeySet(_Base):
                 "cannot pickle a TensorKeySet with by='identity': its keys are objects of this "
                 "process; use by='content'"
             )
-        state = (_core.map_export(self), vars(self))
+        state = (_core.map_export(self), self.__dict__)
         return new_mapping, (type(self), self.by, self.canonical), state
 
     def __setstate__(self, state: tuple[list[Any], dict[str, Any]]) -> None:
         entries, attributes = state
         _core.map_import(self, entries)
-        vars(self).update(attributes)
+        self.__dict__.update(attributes)
 
     def update(self, *others: Iterable[Any]) -> None:
         """Put in all tensors of the others."""

@@ -7,6 +7,7 @@ requires_grad), with strides and devices in the framework's own terms.
 from __future__ import annotations
 
 import math
+import struct
 import sys
 from typing import Any
 
@@ -63,7 +64,8 @@ def build(recipe: Recipe) -> Any:
 
         kind = getattr(torch, dtype)
         new = torch.empty_strided(shape, strides, dtype=kind, device=device, pin_memory=pinned)
-        new.untyped_storage().fill_(0)
+        storage: Any = new.untyped_storage()  # elements may overlap, where zero_ refuses
+        storage.fill_(0)
         return new.requires_grad_(requires_grad)
     if framework == "tensorflow":
         import tensorflow as tf
@@ -77,9 +79,8 @@ def build(recipe: Recipe) -> Any:
         place = next(d for d in jax.local_devices(backend=platform) if d.id == int(number))
         with jax.enable_x64(True):
             return jax.device_put(_zeros(_rebuild.numpy_dtype(dtype), shape, ()), place)
-    if framework == "buffer" and math.prod(shape) > 0 and shape:
-        size = math.prod(shape) * memoryview(b"").itemsize
-        return _zero_buffer(dtype, shape, strides, size)
+    if framework == "buffer" and shape and 0 not in shape:
+        return _zero_buffer(dtype, shape, strides)
     return _zeros(_numpy_kind(framework, dtype), shape, strides)
 
 
@@ -91,16 +92,13 @@ def _numpy_kind(framework: str, text: str) -> Any:
     return np.dtype(text) if text[0] in "<>|=" else _rebuild.numpy_dtype(text)
 
 
-def _zero_buffer(text: str, shape: tuple[int, ...], strides: tuple[int, ...], _size: int) -> Any:
-    import struct
-
-    item = struct.calcsize(text)
-    expected, contiguous = item, []
-    for dim in reversed(shape):
-        contiguous.append(expected)
-        expected *= dim
-    if tuple(reversed(contiguous)) == strides and len(text) == 1:
-        return memoryview(bytearray(expected)).cast(text, shape)  # type: ignore[call-overload]
+def _zero_buffer(text: str, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
+    """Make a memoryview; where it cannot say the format or the strides, a NumPy array."""
+    if len(text) == 1:
+        size = struct.calcsize(text) * math.prod(shape)
+        view = memoryview(bytearray(size)).cast(text, shape)  # type: ignore[call-overload]
+        if view.strides == strides:
+            return view
     return _zeros(_numpy_kind("buffer", text), shape, strides)
 
 

@@ -21,7 +21,7 @@ class KeysView(abc.KeysView[Any]):
     _mapping: TensorKeyDict[Any]
 
     def __init__(self, mapping: TensorKeyDict[Any]) -> None:
-        super().__init__(mapping)  # type: ignore[arg-type]
+        super().__init__(mapping)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._mapping)
@@ -30,7 +30,7 @@ class KeysView(abc.KeysView[Any]):
         return TensorKeySet(keys, by=self._mapping.by, canonical=self._mapping.canonical)
 
     def __reversed__(self) -> Iterator[Any]:
-        return reversed(self._mapping)
+        return _core.map_iterate(self._mapping, "keys", True)
 
     def __repr__(self) -> str:
         return f"KeysView({self._mapping!r})"
@@ -42,7 +42,7 @@ class ValuesView(abc.ValuesView[V]):
     _mapping: TensorKeyDict[V]
 
     def __init__(self, mapping: TensorKeyDict[V]) -> None:
-        super().__init__(mapping)  # type: ignore[arg-type]
+        super().__init__(mapping)
 
     def __iter__(self) -> Iterator[V]:
         return _core.map_iterate(self._mapping, "values", False)
@@ -63,7 +63,7 @@ class ItemsView(abc.ItemsView[Any, V]):
     _mapping: TensorKeyDict[V]
 
     def __init__(self, mapping: TensorKeyDict[V]) -> None:
-        super().__init__(mapping)  # type: ignore[arg-type]
+        super().__init__(mapping)
 
     def __iter__(self) -> Iterator[tuple[Any, V]]:
         return _core.map_iterate(self._mapping, "items", False)

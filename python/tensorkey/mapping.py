@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, MutableSet
-from types import GenericAlias
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar
 
 from tensorkey import _core
 from tensorkey._keyset import TensorKeySet, new_mapping, safe_repr
@@ -15,41 +14,10 @@ from tensorkey._views import ItemsView, KeysView, ValuesView
 __all__ = ["TensorKeyDict", "TensorKeySet", "unique"]
 
 V = TypeVar("V")
-D = TypeVar("D")
 By = Literal["content", "structure", "identity"]
 
-if TYPE_CHECKING:
 
-    class _Base(Generic[V]):
-        """What the compiled base class does without a Python frame."""
-
-        by: By
-        canonical: bool
-
-        def __init__(self, by: By, canonical: bool) -> None: ...
-        def __len__(self) -> int: ...
-        def __iter__(self) -> Iterator[Any]: ...
-        def __contains__(self, key: object) -> bool: ...
-        def __getitem__(self, key: Any) -> V: ...
-        def __setitem__(self, key: Any, value: V) -> None: ...
-        def __delitem__(self, key: Any) -> None: ...
-        @overload
-        def get(self, key: Any, /) -> V | None: ...
-        @overload
-        def get(self, key: Any, default: V | D, /) -> V | D: ...
-        @overload
-        def pop(self, key: Any, /) -> V: ...
-        @overload
-        def pop(self, key: Any, default: V | D, /) -> V | D: ...
-        def setdefault(self, key: Any, default: V, /) -> V: ...
-        def popitem(self) -> tuple[Any, V]: ...
-        def clear(self) -> None: ...
-
-else:
-    _Base = _core.TensorKeyDictBase
-
-
-class TensorKeyDict(_Base[V] if TYPE_CHECKING else _Base):
+class TensorKeyDict(_core.TensorKeyDictBase[V]):
     """A dict whose keys are tensors of any framework, found by what they hold.
 
     Two tensors are the same key if dtype, shape and elements are the same, bit for bit, whatever
@@ -98,9 +66,6 @@ class TensorKeyDict(_Base[V] if TYPE_CHECKING else _Base):
     ) -> None:
         super().__init__(by, canonical)
         self.update(items)
-
-    __class_getitem__ = classmethod(GenericAlias)
-    __hash__ = None  # type: ignore[assignment]
 
     @classmethod
     def fromkeys(
@@ -166,7 +131,7 @@ class TensorKeyDict(_Base[V] if TYPE_CHECKING else _Base):
         """Return another mapping with the same snapshots and the same values."""
         new = new_mapping(type(self), self.by, self.canonical)
         _core.map_update(new, self)
-        vars(new).update(vars(self))
+        new.__dict__.update(self.__dict__)
         return new
 
     __copy__ = copy
@@ -180,7 +145,7 @@ class TensorKeyDict(_Base[V] if TYPE_CHECKING else _Base):
                 new[key] = copy.deepcopy(value, memo)
         else:
             _core.map_import(new, copy.deepcopy(_core.map_export(self), memo))
-        vars(new).update(copy.deepcopy(vars(self), memo))
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return new
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -189,13 +154,13 @@ class TensorKeyDict(_Base[V] if TYPE_CHECKING else _Base):
                 "cannot pickle a TensorKeyDict with by='identity': its keys are objects of this "
                 "process; use by='content'"
             )
-        state = (_core.map_export(self), vars(self))
+        state = (_core.map_export(self), self.__dict__)
         return new_mapping, (type(self), self.by, self.canonical), state
 
     def __setstate__(self, state: tuple[list[Any], dict[str, Any]]) -> None:
         entries, attributes = state
         _core.map_import(self, entries)
-        vars(self).update(attributes)
+        self.__dict__.update(attributes)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TensorKeyDict):
