@@ -42,10 +42,10 @@ double time_one(Hash hash, std::span<const std::byte> data, std::size_t calls) {
   return took.count() / static_cast<double>(calls);
 }
 
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
+double quantile(std::vector<double> values, double share) {
+  const auto at = static_cast<std::ptrdiff_t>(share * static_cast<double>(values.size() - 1));
+  std::nth_element(values.begin(), values.begin() + at, values.end());
+  return values[static_cast<std::size_t>(at)];
 }
 
 }  // namespace
@@ -72,10 +72,9 @@ int main(int argc, char** argv) {
       ratios.push_back(theirs_ns.back() / ours_ns.back());
     }
     std::printf("%s\n  {\"bytes\": %zu, \"ours_ns\": %.2f, \"libxxhash_ns\": %.2f, ",
-                first ? "" : ",", bytes, median(ours_ns), median(theirs_ns));
-    std::printf("\"ratio\": %.3f, \"ratio_min\": %.3f, \"ratio_max\": %.3f}", median(ratios),
-                *std::min_element(ratios.begin(), ratios.end()),
-                *std::max_element(ratios.begin(), ratios.end()));
+                first ? "" : ",", bytes, quantile(ours_ns, 0.5), quantile(theirs_ns, 0.5));
+    std::printf("\"ratio\": %.3f, \"ratio_p10\": %.3f, \"ratio_p90\": %.3f}", quantile(ratios, 0.5),
+                quantile(ratios, 0.1), quantile(ratios, 0.9));
     first = false;
   }
   std::puts("\n]}");
