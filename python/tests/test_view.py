@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
 import tensorkey as tk
 from tensorkey.errors import Unsupported
 
