@@ -1,0 +1,327 @@
+"""Whatever PyTorch does to a cached layer, answers are right; what cannot be cached is counted."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tensorkey.torch import CachedLayer  # noqa: E402
+from torch import nn  # noqa: E402
+
+# PyTorch's own, on the way into these transformations.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def make(**options):
+    layer = nn.Sequential(nn.Linear(16, 32), nn.Tanh()).eval().requires_grad_(False)
+    return layer, CachedLayer(layer, **options), torch.randn(20, 16)
+
+
+def reasons(cached):
+    return list(cached.stats.bypasses)
+
+
+def bypassed(cached, text):
+    (reason,) = reasons(cached)
+    return text in reason
+
+
+# --- Gradients.
+
+
+def test_trainable_weights_run_uncached_and_the_stats_name_the_cure():
+    layer, cached, x = make()
+    layer.requires_grad_(True)
+    cached(x).sum().backward()
+    assert layer[0].weight.grad is not None
+    assert bypassed(cached, "requires_grad_(False)")
+    assert cached.stats.lookups == 0
+    with torch.no_grad():
+        cached(x)
+        cached(x)
+    assert cached.stats.hits == 20
+
+
+def test_a_gradient_with_respect_to_the_input_is_there():
+    layer, cached, x = make()
+    cached(x)
+    x.requires_grad_(True)
+    cached(x).sum().backward()
+    expected = x.grad.clone()
+    x.grad = None
+    layer(x).sum().backward()
+    assert torch.equal(expected, x.grad)
+    assert bypassed(cached, "an input requires grad")
+    cached(x.detach())
+    assert cached.stats.hits == 20
+
+
+def test_checkpoint():
+    layer, cached, x = make()
+    x.requires_grad_(True)
+    output = torch.utils.checkpoint.checkpoint(cached, x, use_reentrant=False)
+    output.sum().backward()
+    assert torch.allclose(output, layer(x))
+    assert x.grad is not None
+
+
+def test_a_head_trains_on_cached_rows():
+    _, cached, x = make()
+    head = nn.Linear(32, 1)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        head(cached(x)).square().mean().backward()
+        optimizer.step()
+    assert cached.stats.hits == 40
+
+
+# --- Transformations.
+
+
+def test_vmap_grad_jvp_and_functionalize():
+    layer, cached, x = make()
+    cached(x)
+    func = torch.func
+    assert torch.allclose(func.vmap(cached)(x[None]), layer(x)[None])
+    grad = func.grad(lambda x: cached(x).sum())(x)
+    assert torch.allclose(grad, func.grad(lambda x: layer(x).sum())(x))
+    primal, tangent = func.jvp(cached, (x,), (x,))
+    assert torch.allclose(primal, layer(x), atol=1e-6)
+    assert torch.allclose(tangent, func.jvp(layer, (x,), (x,))[1])
+    assert torch.allclose(func.functionalize(cached)(x), layer(x))
+    assert bypassed(cached, "torch.func")
+    assert cached.stats.lookups == 20
+
+
+def test_dual_numbers():
+    layer, cached, x = make()
+    cached(x)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        tangent = torch.autograd.forward_ad.unpack_dual(cached(dual)).tangent
+        expected = torch.autograd.forward_ad.unpack_dual(layer(dual)).tangent
+    assert torch.equal(tangent, expected)
+    assert bypassed(cached, "forward-mode")
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_hit_is_not_baked_into_a_trace():
+    layer, cached, x = make()
+    cached(x)
+    traced = torch.jit.trace(cached, (x,), check_trace=False)
+    other = torch.randn(7, 16)
+    assert torch.allclose(traced(other), layer(other), atol=1e-6)
+    assert bypassed(cached, "jit.trace")
+
+
+def test_make_fx_and_symbolic_trace():
+    layer, cached, x = make()
+    cached(x)
+    other = torch.randn(20, 16)
+    graph = torch.fx.experimental.proxy_tensor.make_fx(cached)(x)
+    assert torch.allclose(graph(other), layer(other))
+    graph = torch.fx.symbolic_trace(nn.Sequential(cached, nn.ReLU()))
+    assert torch.allclose(graph(other), layer(other).relu())
+    single = CachedLayer(nn.Linear(16, 4).requires_grad_(False))
+    graph = torch.fx.symbolic_trace(nn.Sequential(single))
+    assert torch.equal(graph(other), single.inner(other))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_export(strict):
+    layer, cached, x = make()
+    cached(x)
+    batch = torch.export.Dim("batch", min=2, max=100)
+    program = torch.export.export(
+        cached, (x,), dynamic_shapes={"inputs": ({0: batch},)}, strict=strict
+    )
+    other = torch.randn(9, 16)
+    assert torch.allclose(program.module()(other), layer(other), atol=1e-6)
+
+
+def test_compile_runs_the_layer_itself():
+    layer, cached, x = make()
+    expected = cached(x)
+    compiled = torch.compile(nn.Sequential(cached, nn.Identity()), backend="eager")
+    for rows in (20, 7, 3, 20):
+        assert torch.allclose(compiled(x[:rows]), expected[:rows], atol=1e-6)
+    assert cached.stats.lookups == 20
+    counts = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for _ in range(20):
+        compiled(x)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == counts  # no recompilation
+
+
+def test_fake_and_meta_tensors():
+    layer, cached, x = make()
+    cached(x)
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert cached(mode.from_tensor(x)).shape == (20, 32)
+    assert reasons(cached) == ["a dispatch mode"]
+    assert CachedLayer(nn.Linear(16, 4, device="meta"))(x.to("meta")).shape == (20, 4)
+    fake = mode.from_tensor(x)
+    layer = CachedLayer(nn.ReLU())
+    assert layer(fake).shape == x.shape
+    assert bypassed(layer, "a tensor subclass: FakeTensor")
+
+
+def test_modes():
+    _, cached, x = make()
+    expected = cached(x)
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        cached(x)
+    assert counter.get_total_flops() == 2 * 20 * 16 * 32
+    with torch.device("cpu"):
+        assert torch.equal(cached(x), expected)  # a device context is no reason
+    assert cached.stats.hits == 20
+
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    with Mode():
+        cached(x)
+    assert reasons(cached) == ["a dispatch mode", "a function mode"]
+
+
+# --- Inputs, outputs, hooks.
+
+
+class Anything(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs, **options):
+        return self.function(*inputs, **options)
+
+
+class Special(torch.Tensor):
+    pass
+
+
+def subclass(x):
+    return x.as_subclass(Special)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "reason"),
+    [
+        ((), "no tensor"),
+        (("text",), "no tensor: str"),
+        ((torch.ones(3, 2), None), "no tensor: NoneType"),
+        ((torch.ones(()),), "rank 0"),
+        ((torch.ones(0, 3),), "0 rows"),
+        ((torch.ones(3, 2), torch.ones(4, 2)), "different batch sizes"),
+        ((subclass(torch.ones(3, 2)),), "a tensor subclass: Special"),
+        ((torch.ones(3, 2).to_sparse(),), "an input has no key"),
+    ],
+)
+def test_inputs_that_have_no_rows_run_uncached(inputs, reason):
+    cached = CachedLayer(Anything(lambda *inputs: inputs))
+    result = cached(*inputs)
+    assert len(result) == len(inputs)
+    assert all(one is other for one, other in zip(result, inputs, strict=True))
+    assert bypassed(cached, reason)
+
+
+def test_keyword_arguments_run_uncached():
+    cached = CachedLayer(Anything(lambda x, scale=1: x * scale))
+    x = torch.ones(3, 2)
+    assert torch.equal(cached(x, scale=2), x * 2)
+    assert torch.equal(cached(x), x)
+    assert reasons(cached) == ["keyword arguments"]
+
+
+@pytest.mark.parametrize("probe", [True, False])
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x: (x, x), "no single tensor: tuple"),
+        (lambda x: {"a": x}, "no single tensor: dict"),
+        (lambda x: None, "no single tensor: NoneType"),
+        (lambda x: x.sum(), "no single tensor: Tensor"),
+        (subclass, "no single tensor: Special"),
+    ],
+)
+def test_outputs_that_are_no_tensor_run_uncached(function, reason, probe):
+    cached = CachedLayer(Anything(function), probe=probe)
+    for _ in range(3):
+        result = cached(torch.ones(20, 2))
+        assert type(result) is type(function(torch.ones(20, 2)))
+    stats = cached.stats
+    assert bypassed(cached, reason)
+    assert sum(stats.bypasses.values()) == 3
+    assert stats.entries == 0
+
+
+def test_rows_of_different_shapes_run_uncached():
+    cached = CachedLayer(Anything(lambda x: x[:, : int(x[0, 0])]), probe=False, chunk=1)
+    one, two = torch.full((1, 4), 1.0), torch.full((1, 4), 3.0)
+    assert cached(one).shape == (1, 1)
+    assert cached(two).shape == (1, 3)
+    assert cached(torch.cat([two, one])).shape == (2, 3)
+    assert bypassed(cached, "differ in shape")
+
+
+def test_hooks_inside_run_and_are_counted():
+    layer, cached, x = make()
+    expected = cached(x)
+    seen = []
+    handle = layer[1].register_forward_hook(lambda module, args, output: seen.append(output))
+    cached(x)
+    assert len(seen) == 1
+    assert bypassed(cached, "forward hooks inside")
+    handle.remove()
+    assert torch.equal(cached(x), expected)
+    own = cached.register_forward_hook(lambda module, args, output: output + 1)
+    assert torch.equal(cached(x), expected + 1)  # around the cache
+    own.remove()
+    assert cached.stats.hits == 40
+
+
+def test_lazy_modules_are_built_by_a_first_uncached_call():
+    cached = CachedLayer(nn.Sequential(nn.LazyLinear(4)))
+    x = torch.randn(20, 16)
+    with torch.no_grad():
+        cached(x)
+        cached(x)
+        cached(x)
+    assert bypassed(cached, "forward hooks inside")
+    assert cached.stats.hits == 20
+
+
+def test_weights_without_a_key_run_uncached():
+    layer = Anything(lambda x: x)
+    layer.register_buffer("table", torch.eye(3).to_sparse())
+    cached = CachedLayer(layer)
+    assert torch.equal(cached(torch.ones(20, 2)), torch.ones(20, 2))
+    assert bypassed(cached, "a weight has no key")
+
+
+def test_out_of_memory_in_a_larger_chunk_names_the_cure():
+    def limited(x):
+        if len(x) > 20:
+            raise torch.OutOfMemoryError("no room")
+        return x
+
+    cached = CachedLayer(Anything(limited))
+    x = torch.randn(20, 4)
+    assert torch.equal(cached(x), x)
+    assert bypassed(cached, "chunk=1 needs less")
+    with pytest.raises(torch.OutOfMemoryError):
+        cached(torch.randn(40, 4))
+
+
+def test_what_the_fingerprint_cannot_read_is_an_assumption():
+    layer, cached, x = make()
+    layer.handle = object()
+    cached(x)
+    assert cached.stats.assumptions == ["layer.handle: builtins.object"]
