@@ -118,11 +118,10 @@ TEST_P(Blake3, LongerMessages) {
 
 TEST_P(Blake3, ThreadsDoNotMatter) {
   const Bytes input = random_bytes((std::size_t{17} << 20) + 12345);
-  for (const std::size_t length :
-       {input.size(), std::size_t{9} << 20, (std::size_t{8} << 20) + 1, std::size_t{16} << 20}) {
+  for (const std::size_t length : {input.size(), (std::size_t{8} << 20) + 1}) {
     const auto data = std::span(input).first(length);
     const Digest expected = blake3(data, {.threads = 1});
-    for (const unsigned threads : {0U, 2U, 3U, 8U}) {
+    for (const unsigned threads : {2U, 3U, 8U}) {
       EXPECT_EQ(blake3(data, {.threads = threads}), expected) << length << ' ' << threads;
     }
     internal::Blake3Stream stream;
@@ -193,7 +192,7 @@ TEST_P(Blake3, RowsOfAnyStride) {
 
 TEST_P(Blake3, RowsInThreads) {
   const Bytes memory = random_bytes(std::size_t{17} << 20);
-  for (const std::size_t bytes : {100UL, 1500UL, 70'000UL, 8'500'000UL}) {
+  for (const std::size_t bytes : {1500UL, 70'000UL, 8'500'000UL}) {
     const std::size_t count = memory.size() / bytes;
     const RowSpan rows{.data = memory.data(),
                        .count = count,
@@ -201,7 +200,7 @@ TEST_P(Blake3, RowsInThreads) {
                        .stride = static_cast<std::ptrdiff_t>(bytes)};
     std::vector<Digest> expected(count);
     blake3_rows(rows, expected, {.threads = 1});
-    for (const unsigned threads : {0U, 2U, 3U, 8U}) {
+    for (const unsigned threads : {0U, 3U}) {
       std::vector<Digest> out(count);
       blake3_rows(rows, out, {.threads = threads});
       EXPECT_EQ(out, expected) << bytes << ' ' << threads;
