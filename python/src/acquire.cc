@@ -72,6 +72,7 @@ void borrow(PyObject* object, Loan& loan) {
     case Kind::kTensorflow: return borrow_tensorflow(object, loan);
     case Kind::kTensorflowVariable: return borrow_variable(object, loan);
     case Kind::kKerasVariable: return borrow_keras_variable(object, loan);
+    case Kind::kExporter: return borrow_exporter(object, loan);
     case Kind::kOther: break;
   }
   refuse_by_name(object);

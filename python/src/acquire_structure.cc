@@ -102,6 +102,7 @@ void describe(PyObject* object, Parts& parts) {
       return describe(nb::object(nb::handle(object).attr("value")()).ptr(), parts);
     case Kind::kKerasVariable:
       return describe(nb::object(nb::handle(object).attr("value")).ptr(), parts);
+    case Kind::kExporter: return borrow_exporter(object, parts.loan);
     case Kind::kOther: break;
   }
   refuse_by_name(object);

@@ -70,6 +70,9 @@ bool has_base(PyTypeObject* type, std::string_view module, std::string_view name
 }
 
 Kind kind_by_name(PyTypeObject* type) {
+  if (type == &PyBytes_Type || type == &PyByteArray_Type || type == &PyMemoryView_Type) {
+    return Kind::kExporter;
+  }
   const Name name = name_of(type);
   const auto is = [&](std::string_view module, std::string_view class_name) {
     return name.module == module && name.name == class_name;

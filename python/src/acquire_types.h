@@ -19,6 +19,7 @@ enum class Kind : std::uint8_t {
   kTensorflow,
   kTensorflowVariable,
   kKerasVariable,
+  kExporter,  // bytes, bytearray, memoryview: known to export a buffer
 };
 
 // Remembers accepted types (and keeps them alive), so that this costs a few nanoseconds.
