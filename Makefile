@@ -23,7 +23,7 @@ lint:     ## formats, clang-tidy, ruff, mypy --strict
 
 bench:    ## benchmarks of C++ and Python; results as JSON under build/bench
 	@scripts/setup.sh bench
-	@scripts/bench.sh
+	@scripts/bench.sh $(ARGS)
 
 wheel:    ## one manylinux wheel in wheelhouse/, tested in an empty environment
 	@scripts/setup.sh wheel

@@ -219,7 +219,7 @@ def test_a_wrong_include_is_found(tmp_path, path, line, reason):
         ("torch", "from tensorkey.keras import key", "torch imports keras"),
         (
             "_frontend",
-            "def f():\n    from . import _torch_backend",
+            "from . import _torch_backend",
             "_frontend imports _torch_backend",
         ),
         ("_torch_backend", "import tensorflow", "_torch_backend imports a framework"),
