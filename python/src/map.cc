@@ -150,8 +150,7 @@ PyObject* set_default(PyObject* self, PyObject* const* args, Py_ssize_t count) {
 std::pair<nb::object, nb::object> pop_last(Mapping& mapping, const char* where) {
   for (;;) {
     if (count_entries(mapping) == 0) {
-      PyErr_Format(PyExc_KeyError, "[%s] the mapping is empty", where);
-      throw nb::python_error();
+      throw Error(ErrorCode::kNotFound, "[" + std::string(where) + "] the mapping is empty");
     }
     const auto entry = mapping.entries.last();
     const std::uint64_t changes = mapping.changes;
@@ -162,7 +161,7 @@ std::pair<nb::object, nb::object> pop_last(Mapping& mapping, const char* where) 
       const Entry found = looked.find(mapping);
       if (found != mapping.entries.end()) return {std::move(key), take(mapping, found)};
     } else {
-      key = make_key(mapping, entry->first, entry->second);
+      key = make_key(mapping.by, Copied(entry->first, entry->second, mapping.by == By::kContent));
       // Making it ran Python code: only if nothing changed is the entry still there.
       if (changes == mapping.changes) {
         return {std::move(key), take(mapping, Entry(entry.node()))};

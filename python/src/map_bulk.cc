@@ -14,14 +14,6 @@ using namespace nb::literals;
 namespace tensorkey::python {
 namespace {
 
-nb::str text(std::string_view view) { return nb::str(view.data(), view.size()); }
-
-nb::tuple shape_of(const TensorView& key) {
-  nb::list shape;
-  for (const std::int64_t dim : key.shape) shape.append(dim);
-  return nb::tuple(shape);
-}
-
 nb::object or_none(const nb::object& object) { return object.is_valid() ? object : nb::none(); }
 
 // Takes back what was inserted and replaced, unless all of it came to be.
@@ -97,24 +89,36 @@ bool disjoint(Mapping& mapping, Mapping& other) {
 // The values of the keys that both have, in pairs; None unless both have the same keys.
 nb::object value_pairs(Mapping& mapping, Mapping& other) {
   if (count_entries(mapping) != count_entries(other)) return nb::none();
-  nb::list pairs;
+  std::vector<std::pair<nb::object, nb::object>> values;
   for (auto it = other.entries.cbegin(); it != other.entries.cend(); ++it) {
     const Entry found = find_entry(mapping, other, it);
     if (found == mapping.entries.end()) return nb::none();
-    pairs.append(nb::make_tuple(or_none(found->second.value), or_none(it->second.value)));
+    values.emplace_back(found->second.value, it->second.value);
+  }
+  nb::list pairs;
+  for (const auto& [mine, theirs] : values) {
+    pairs.append(nb::make_tuple(or_none(mine), or_none(theirs)));
   }
   return pairs;
+}
+
+std::vector<Copied> copy_entries(const Mapping& mapping, std::size_t most, bool with_data) {
+  std::vector<Copied> copied;
+  for (const auto& [key, item] : mapping.entries) {
+    if (copied.size() == most) break;
+    copied.emplace_back(key, item, with_data);
+  }
+  return copied;
 }
 
 // Entries as plain data, for pickle: framework, dtype, its parameters, shape, bytes, how to make a
 // tensor of that structure, value.
 nb::list export_entries(const Mapping& mapping) {
   nb::list out;
-  for (const auto& [key, item] : mapping.entries) {
-    const nb::bytes data(key.data, byte_count(key));
-    out.append(nb::make_tuple(framework_name(item.framework), text(to_string(key.dtype)),
-                              text(key.dtype_params), shape_of(key), data, or_none(item.extra),
-                              or_none(item.value)));
+  for (const Copied& entry : copy_entries(mapping, mapping.entries.size(), true)) {
+    out.append(nb::make_tuple(framework_name(entry.item.framework), entry.dtype_text(),
+                              entry.params_text(), entry.shape(), nb::bytes(entry.data),
+                              or_none(entry.item.extra), or_none(entry.item.value)));
   }
   return out;
 }
@@ -150,10 +154,9 @@ void import_entry(Mapping& mapping, const nb::tuple& fields) {
 // For repr: dtype, shape and structure or object of the first few entries, with their values.
 nb::list describe(Mapping& mapping, std::size_t count) {
   nb::list out;
-  for (const auto& [key, item] : mapping.entries) {
-    if (out.size() == count) break;
-    out.append(nb::make_tuple(text(to_string(key.dtype)), shape_of(key), or_none(item.extra),
-                              or_none(item.value)));
+  for (const Copied& entry : copy_entries(mapping, count, false)) {
+    out.append(nb::make_tuple(entry.dtype_text(), entry.shape(), or_none(entry.item.extra),
+                              or_none(entry.item.value)));
   }
   return out;
 }

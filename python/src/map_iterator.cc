@@ -74,9 +74,10 @@ PyObject* next(PyObject* object) {
     const auto entry = self.next;
     self.next = TensorKeyMap<Item>::const_iterator(self.reversed ? entry.node()->previous
                                                                  : entry.node()->next);
-    const nb::object value = entry->second.value;
-    if (self.yield == Yield::kValues) return nb::object(value).release().ptr();
-    return result_of(self.yield, make_key(*self.mapping, entry->first, entry->second), value);
+    if (self.yield == Yield::kValues) return Py_NewRef(entry->second.value.ptr());
+    const By by = self.mapping->by;
+    const Copied copied(entry->first, entry->second, by == By::kContent);
+    return result_of(self.yield, make_key(by, copied), copied.item.value);
   });
 }
 
@@ -102,14 +103,31 @@ PyType_Slot slots[] = {{Py_tp_iter, reinterpret_cast<void*>(PyObject_SelfIter)},
 
 }  // namespace
 
-nb::object make_key(const Mapping& mapping, const TensorView& key, const Item& item) {
-  if (mapping.by == By::kStructure) return build_structure(item.extra);
-  const nb::bytearray data(key.data, byte_count(key));
+Copied::Copied(const TensorView& key, const Item& item_, bool with_data)
+    : dtype(key.dtype),
+      params(key.dtype_params),
+      dims(key.shape.begin(), key.shape.end()),
+      item(item_) {
+  if (with_data) data = nb::bytearray(key.data, byte_count(key));
+}
+
+nb::str Copied::dtype_text() const {
+  const std::string_view name = to_string(dtype);
+  return nb::str(name.data(), name.size());
+}
+
+nb::str Copied::params_text() const { return nb::str(params.data(), params.size()); }
+
+nb::tuple Copied::shape() const {
   nb::list shape;
-  for (const std::int64_t dim : key.shape) shape.append(dim);
-  const auto text = [](std::string_view view) { return nb::str(view.data(), view.size()); };
-  return rebuild_tensor(framework_name(item.framework), text(to_string(key.dtype)),
-                        text(key.dtype_params), nb::tuple(shape), data);
+  for (const std::int64_t dim : dims) shape.append(dim);
+  return nb::tuple(shape);
+}
+
+nb::object make_key(By by, const Copied& entry) {
+  if (by == By::kStructure) return build_structure(entry.item.extra);
+  return rebuild_tensor(framework_name(entry.item.framework), entry.dtype_text(),
+                        entry.params_text(), entry.shape(), entry.data);
 }
 
 nb::object iterate(nb::handle owner, Mapping& mapping, Yield yield, bool reversed) {

@@ -13,7 +13,10 @@
 #include <exception>
 #include <memory>
 #include <optional>
+#include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include <tensorkey/key.h>
 #include <tensorkey/map.h>
@@ -98,9 +101,25 @@ std::vector<nanobind::object> live_objects(Mapping& mapping);
 // How many entries there are; by identity after dropping those of modified objects.
 std::size_t count_entries(Mapping& mapping);
 
-// A new tensor with this entry's key (by identity: the object). Runs Python code after it has
-// copied all that it needs.
-nanobind::object make_key(const Mapping& mapping, const TensorView& key, const Item& item);
+// What of an entry Python objects are made of. Taken in one go, since making an object may collect
+// garbage, which may run anything, and then no iterator or view into the table is safe.
+struct Copied {
+  Copied(const TensorView& key, const Item& item_, bool with_data);
+
+  DType dtype;
+  std::string params;
+  std::vector<std::int64_t> dims;
+  nanobind::object data;  // a bytearray; not valid without data
+  Item item;
+
+  [[nodiscard]] nanobind::str dtype_text() const;
+  [[nodiscard]] nanobind::str params_text() const;
+  [[nodiscard]] nanobind::tuple shape() const;
+};
+
+// A new tensor with the entry's key. By structure the data are not needed. REQUIRES: not by
+// identity.
+nanobind::object make_key(By by, const Copied& entry);
 
 // A function of a private module of the package, looked up at its first call and then kept.
 struct PackageFunction {

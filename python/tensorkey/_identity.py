@@ -30,7 +30,8 @@ def token(tensor: Any) -> tuple[Any, ...]:
         raise Unsupported(
             f"[by='identity'] a {kind.__name__} is assigned to without a trace; use by='content'"
         )
-    return (getattr(tensor, "shape", None),)
+    # Plain numbers: tokens are compared where no Python code may run.
+    return tuple(getattr(tensor, "shape", ()))
 
 
 def _torch_token(tensor: Any) -> tuple[Any, ...]:

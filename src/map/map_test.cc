@@ -10,6 +10,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <tensorkey/map.h>
@@ -264,6 +265,23 @@ TEST(Map, LargeStridedTensors) {
   EXPECT_EQ(map.at(turned.view()), 2);
   turned.bytes[turned.bytes.size() - 1] ^= std::byte{1};
   EXPECT_FALSE(map.contains(turned.view()));
+}
+
+TEST(MapThreads, ManyReaders) {
+  TensorKeyMap<int> map;
+  for (int i = 0; i < 200; ++i) map[floats({static_cast<float>(i), 0}, {2}).view()] = i;
+  const TensorKeyMap<int>& shared = map;
+  std::vector<std::thread> readers;
+  for (int t = 0; t < 3; ++t) {
+    readers.emplace_back([&shared] {
+      for (int i = 0; i < 400; ++i) {
+        Tensor spread = floats({static_cast<float>(i), 5, 0, 5}, {2});
+        spread.strides = {8};
+        EXPECT_EQ(shared.contains(spread.view()), i < 200);
+      }
+    });
+  }
+  for (std::thread& reader : readers) reader.join();
 }
 
 // Random operations against a std::map from (dtype, shape, logical bytes). hash_mask forces the
