@@ -41,10 +41,12 @@ _DESCRIPTORS = (
 )
 _BUILTINS = (types.BuiltinFunctionType, types.MethodWrapperType, *_DESCRIPTORS)
 _SKIPPED_IN_CLASSES = frozenset(
-    "__module__ __doc__ __dict__ __weakref__ __annotations__ __abstractmethods__ _abc_impl "
-    "__parameters__ __orig_bases__ __dataclass_fields__ __dataclass_params__ __firstlineno__ "
-    "__static_attributes__ __annotate__ __annotate_func__ __annotations_cache__ "
-    "__no_type_check__".split()
+    {
+        *("__module__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__annotate__"),
+        *("__annotate_func__", "__annotations_cache__", "__abstractmethods__", "_abc_impl"),
+        *("__parameters__", "__orig_bases__", "__dataclass_fields__", "__dataclass_params__"),
+        *("__firstlineno__", "__static_attributes__", "__no_type_check__"),
+    }
 )
 
 

@@ -21,58 +21,20 @@ import dataclasses
 import threading
 from collections.abc import Sequence
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 from tensorkey import _core, errors
+from tensorkey._backend import Backend, Bypass, CheckedLayer, LayerState, Unsuited
 from tensorkey._chunks import Chunk, check_chunk, chunks, first_chunk
 from tensorkey._encoding import plain
 from tensorkey._fingerprint import Fingerprint, Reading, State
-from tensorkey._probe import MAX_ROWS, Gap, Inputs, Verdict, probe
+from tensorkey._probe import MAX_ROWS, Inputs, Verdict, probe
 from tensorkey._sizes import parse_bytes
 from tensorkey._stats import LayerStats
 
 UNPROVEN = "unproven: probe=False"
 MAX_PLANS = 64
-
-
-class Backend(Protocol):
-    """What the engine asks of a framework."""
-
-    name: str
-    """Of the frontend and what runs below it, such as "keras-tensorflow"."""
-
-    def run(self, inputs: Inputs) -> Any:
-        """Run the layer, no gradients recorded."""
-
-    def rows(self, tensor: Any) -> int | None:
-        """Return the batch size; None if this is not one plain tensor of rank 1 or more."""
-
-    def take(self, inputs: Inputs, rows: Sequence[int]) -> Inputs:
-        """Copy rows into fresh contiguous memory."""
-
-    def assemble(self, batch: _core.MemoBatch, place: Any) -> Any:
-        """Return the answer in a fresh tensor at `place`."""
-
-    def place(self, output: Any) -> Any:
-        """Return where an output lies: its device."""
-
-    def gap(self, one: Any, other: Any) -> Gap:
-        """Compare outputs row by row, bitwise."""
-
-    def random_state(self) -> Any:
-        """Return the framework's random state, comparable by ==."""
-
-    def set_random_state(self, state: Any) -> None:
-        """Put the framework's random state back."""
-
-    def save(self, tensors: Sequence[Any]) -> Any:
-        """Copy those tensors of a layer that its runs may write to."""
-
-    def restore(self, saved: Any) -> None:
-        """Write the copies back."""
-
-    def out_of_memory(self, error: Exception) -> bool:
-        """Whether an exception says that memory ran out."""
+MAX_REASONS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,14 +55,6 @@ class Options:
         secret = self.secret
         if secret is not None and (type(secret) is not bytes or len(secret) != 32):
             raise errors.InvalidArgument("[CachedLayer] secret must be exactly 32 bytes")
-
-
-class Bypass(Exception):
-    """The call runs without the cache; the text says why."""
-
-
-class Unsuited(Bypass):
-    """So will every other call: the outputs of this layer cannot be cached."""
 
 
 @dataclasses.dataclass
@@ -134,12 +88,23 @@ class Engine:
         self._settling = threading.RLock()
 
     def reading(self) -> Reading:
-        """Return the layer as it is now: what the frontend's own guards look at."""
-        return self._fingerprint.reading()
+        """Return the layer as it is now: what the frontend's own guards look at.
+
+        Raises
+        ------
+        Bypass
+            It cannot be read.
+        """
+        try:
+            return self._fingerprint.reading()
+        except Exception as error:  # anything that attributes of other people's classes may raise
+            raise Bypass(f"the layer cannot be read: {type(error).__name__}: {error}") from error
 
     def bypass(self, reason: str) -> None:
         """Count a call that ran without the cache."""
         with self._lock:
+            if reason not in self._bypasses and len(self._bypasses) >= MAX_REASONS:
+                reason = "other reasons"
             self._bypasses[reason] = self._bypasses.get(reason, 0) + 1
 
     def clear(self) -> None:
@@ -213,7 +178,7 @@ class Engine:
     ) -> None:
         """Run the missing rows; all of them before any is stored."""
         chunk = plan.verdict.chunk
-        subject = _Subject(self._backend, batch.rows)
+        subject = CheckedLayer(self._backend, batch.rows)
         done = []
         try:
             for first, count, rows in chunks(missing, chunk):
@@ -247,7 +212,7 @@ class Engine:
             distinct = self._distinct(inputs)
             if plan is not None and len(distinct) < 2:
                 return plan, state  # still too few rows to measure more
-            subject = _Subject(self._backend, rows)
+            subject = CheckedLayer(self._backend, rows)
             try:
                 verdict = self._judge(subject, reading, inputs, distinct)
                 plan = Plan(verdict, place=subject.place)
@@ -260,16 +225,16 @@ class Engine:
                 self._plans.clear()
             self._plans[state.structure, environment] = plan
             # The first runs may have built caches of the layer's own: go on from what is now.
-            state = self._state(self._fingerprint.reading())
+            state = self._state(self.reading())
             self._plans[state.structure, environment] = plan
             return plan, state
 
     def _judge(
-        self, subject: _Subject, reading: Reading, inputs: Inputs, distinct: Sequence[int]
+        self, subject: CheckedLayer, reading: Reading, inputs: Inputs, distinct: Sequence[int]
     ) -> Verdict:
         chunk = self._chunk or 1
         if self.options.probe:
-            watched = _LayerState(self._backend, self._fingerprint, reading)
+            watched = LayerState(self._backend, self._fingerprint, reading)
             return probe(subject, watched, inputs, distinct, chunk)
         subject.run(subject.take(inputs, [0] * max(2, chunk)))  # looks at its output
         return Verdict(chunk, UNPROVEN)
@@ -321,70 +286,3 @@ def _insert(batch: _core.MemoBatch, first: int, count: int, output: Any, seconds
         raise Unsuited(f"its output cannot be stored: {error}") from None
     except errors.Error as error:
         raise Bypass(f"the rows of its output differ in shape: {error}") from None
-
-
-class _Subject:
-    """The layer, its output checked at every run."""
-
-    def __init__(self, backend: Backend, batch: int) -> None:
-        self._backend = backend
-        self._batch = batch
-        self.runs = 0
-        self.place: Any = None
-        self.take = backend.take
-        self.gap = backend.gap
-        self.random_state = backend.random_state
-        self.set_random_state = backend.set_random_state
-
-    def run(self, inputs: Inputs) -> Any:
-        backend = self._backend
-        expected = backend.rows(inputs[0]) or 0
-        self.runs += 1
-        try:
-            output = backend.run(inputs)
-        except Exception as error:
-            if expected > self._batch and backend.out_of_memory(error):
-                raise Bypass(
-                    f"out of memory in a chunk of {expected} rows; chunk=1 needs less"
-                ) from error
-            raise
-        rows = backend.rows(output)
-        if rows is None:
-            raise Unsuited(f"its output is no single tensor: {type(output).__name__}")
-        if rows != expected:
-            raise errors.InvalidArgument(
-                f"[CachedLayer] the layer answers {expected} rows with {rows}; expected one output "
-                "row for each input row"
-            )
-        self.place = backend.place(output)
-        return output
-
-
-class _LayerState:
-    """The layer's own state during a probe."""
-
-    def __init__(self, backend: Backend, fingerprint: Fingerprint, reading: Reading) -> None:
-        self._backend = backend
-        self._fingerprint = fingerprint
-        self._reading = reading
-        self._tensors = reading.tensors
-        self._saved = backend.save(reading.tensors)
-        self._digests: dict[str, bytes] = {}
-        self.changes()
-
-    def changes(self) -> list[str]:
-        old, new = self._reading, self._fingerprint.reading()
-        digests = {
-            path: _core.change_digest([tensor])
-            for path, tensor in zip(new.names, new.tensors, strict=True)
-        }
-        before = self._digests
-        changed = [path for path in digests if digests[path] != before.get(path)]
-        changed += [path for path in before if path not in digests]
-        if new is not old and new.structure != old.structure:
-            changed.append("attributes")
-        self._reading, self._digests = new, digests
-        return changed
-
-    def restore(self) -> None:
-        self._backend.restore(self._saved)

@@ -68,7 +68,8 @@ def cached_method(
     a weight does not change a remembered result that was not told of it.
 
     The method runs without the cache while gradients of an argument, of `state` or of a parameter
-    of the instance are recorded, while a tensor has no value (tracing, compiling), and for arguments without a key.
+    of the instance are recorded, while a tensor has no value (tracing, compiling), and for
+    arguments without a key.
 
     Instances are held weakly, so they need a weak reference; a copy or a pickle of one carries no
     results.

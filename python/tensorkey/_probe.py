@@ -225,7 +225,7 @@ class _Run:
         `same` are outputs of chunks that hold one row only. Among equals, nothing of the other
         rows is left: a length, a largest value. With every second row replaced, there are others.
         """
-        subject, rows = self._subject, self._rows
+        rows = self._rows
         mixed = [slot % len(rows) for slot in range(chunk)]
         output = self._chunk([rows[i] for i in mixed])
         gaps = []

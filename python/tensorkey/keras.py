@@ -16,20 +16,20 @@ True
 
 from __future__ import annotations
 
-import functools
 import importlib
 import os
-import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from tensorkey import errors
+from tensorkey._backend import Bypass, Unsuited
 from tensorkey._chunks import Chunk
 from tensorkey._fingerprint import Fingerprint
-from tensorkey._frontend import Bypass, Engine, Options, Unsuited
+from tensorkey._frontend import Engine, Options
+from tensorkey._keras_layers import KerasLayers, variables_of
 from tensorkey._probe import Inputs
 from tensorkey._stats import LayerStats
 
@@ -39,88 +39,6 @@ _UNFROZEN = (
     "weights are trainable while gradients are recorded: set layer.trainable = False, or call it "
     "outside the GradientTape"
 )
-
-
-class _Unreadable:
-    """Stands for a config that get_config() could not give."""
-
-
-class KerasLayers:
-    """How a fingerprint reads layers.
-
-    A layer of Keras itself is known by its config, its variables, its sublayers and the functions
-    it holds; any other layer by its code and attributes too.
-    """
-
-    roots = frozenset({"keras", "tensorflow", "torch", "jax", "tensorkey"})
-
-    def tensor(self, value: Any) -> Any | None:
-        """Return what to digest of a variable or tensor."""
-        if isinstance(value, keras.Variable):
-            return value._value  # .value would cast inside an autocast scope
-        if keras.ops.is_tensor(value) and not isinstance(value, keras.KerasTensor):
-            return value
-        return None
-
-    def leaf(self, value: Any) -> str | None:
-        """Return the name of a dtype policy or of a backend's dtype."""
-        if isinstance(value, keras.DTypePolicy):
-            return f"{value.name} {value.compute_dtype} {value.variable_dtype}"
-        if type(value).__name__ in ("DType", "dtype") and type(value).__module__ != "numpy":
-            return str(value)
-        return None
-
-    def is_module(self, value: Any) -> bool:
-        """Whether this is a layer."""
-        return isinstance(value, keras.layers.Layer)
-
-    def attributes(self, module: Any) -> dict[str, Any]:
-        """Return what counts."""
-        own = {key: value for key, value in vars(module).items() if key not in _base_attributes()}
-        own = {key: value for key, value in own.items() if not key.startswith("_self_")}
-        by_keras = type(module).__module__.partition(".")[0] == "keras"
-        if by_keras:
-            own = {k: v for k, v in own.items() if isinstance(v, types.FunctionType)}
-        if by_keras or isinstance(module, keras.Model):
-            own["(config)"] = _config(module)
-        own["(policy)"] = module.dtype_policy
-        own["(trainable)"] = module.trainable
-        own = dict(sorted(own.items()))
-        own |= {f"variables[{i}]": variable for i, variable in enumerate(_variables(module))}
-        own |= {f"layers[{i}]": layer for i, layer in enumerate(module._layers)}
-        return own
-
-    def containers(self, module: Any) -> Iterator[Any]:
-        """Yield the lists of variables and sublayers."""
-        yield module._trainable_variables
-        yield module._non_trainable_variables
-        yield module._seed_generators
-        yield module._layers
-        for variable in _variables(module):
-            yield vars(variable)
-
-
-@functools.cache
-def _base_attributes() -> frozenset[str]:
-    return frozenset(vars(keras.layers.Layer())) | frozenset(vars(keras.Model()))
-
-
-def _variables(layer: Any) -> list[Any]:
-    seeds = [generator.state for generator in layer._seed_generators]
-    return [*layer._trainable_variables, *layer._non_trainable_variables, *seeds]
-
-
-def _config(layer: Any) -> Any:
-    try:
-        config = layer.get_config()
-    except Exception:  # whatever a user's get_config raises
-        return _Unreadable()
-    # Functions are read as code; a serialized one would carry the name of its file.
-    return {
-        key: value
-        for key, value in config.items()
-        if key != "name" and not isinstance(getattr(layer, key, None), types.FunctionType)
-    }
 
 
 def _load_backend() -> Any:
@@ -144,7 +62,7 @@ def _rows_of(layer: CachedLayer, below: Any) -> Any:
         def save(self, tensors: Sequence[Any]) -> Any:
             kept = []
             for part in layer.layer._flatten_layers():
-                kept += _variables(part)[len(part._trainable_variables) :]
+                kept += variables_of(part)[len(part._trainable_variables) :]
             return [(variable, keras.ops.copy(variable.value)) for variable in kept]
 
         def restore(self, saved: Any) -> None:
@@ -231,14 +149,14 @@ class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
         if reason is None and training and self.layer.trainable_weights:
             reason = "training=True and trainable weights: set layer.trainable = False"
         if reason is None:
-            reading = engine.reading()
-            reason = below.unfit_layer(reading.modules)
-            if reason is None:
-                form = type(rows).__name__
-                try:
+            try:
+                reading = engine.reading()
+                reason = below.unfit_layer(reading.modules)
+                if reason is None:
+                    form = type(rows).__name__
                     return engine.call(rows, reading, (*below.environment(rows[0]), form))
-                except Bypass as bypass:
-                    reason = str(bypass)
+            except Bypass as bypass:
+                reason = str(bypass)
         engine.bypass(reason)
         return self.layer(inputs, *more)
 

@@ -22,11 +22,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._contextlib import _DecoratorContextManager
 
 from tensorkey import errors
+from tensorkey._backend import Bypass
 from tensorkey._chunks import Chunk
 from tensorkey._fingerprint import Fingerprint, Reading
-from tensorkey._frontend import Bypass, Engine, Options
+from tensorkey._frontend import Engine, Options
 from tensorkey._probe import Inputs
 from tensorkey._stats import LayerStats
 from tensorkey._torch_backend import (
@@ -66,8 +68,11 @@ class TorchModules:
 
     def leaf(self, value: Any) -> str | None:
         """Return the name of a dtype, device, layout or memory format."""
-        kinds = (torch.dtype, torch.device, torch.layout, torch.memory_format)
-        return str(value) if isinstance(value, kinds) else None
+        if isinstance(value, (torch.dtype, torch.device, torch.layout, torch.memory_format)):
+            return str(value)
+        if isinstance(value, _DecoratorContextManager):  # no_grad and the like, in a closure
+            return str(getattr(value, "mode", ""))
+        return None
 
     def is_module(self, value: Any) -> bool:
         """Whether this is a module."""
@@ -75,6 +80,8 @@ class TorchModules:
 
     def attributes(self, module: nn.Module) -> dict[str, Any]:
         """Return what counts: attributes, parameters and buffers by name, submodules in order."""
+        if isinstance(module, torch.jit.ScriptModule):
+            raise errors.Unsupported("a scripted module shows no code")
         own = {key: value for key, value in vars(module).items() if key not in _UNREAD}
         own |= module._parameters
         own |= module._buffers
@@ -127,8 +134,8 @@ class CachedLayer(nn.Module):
     tensorkey.errors.InvalidArgument
         For an option out of range; at the first call, if the output has another batch size.
     tensorkey.errors.Unsupported
-        At the first call, if the probe refuses the layer: its rows depend on each other, or a run
-        changes its buffers, attributes or the random state.
+        For a scripted module; at the first call, if the probe refuses the layer: its rows depend on
+        each other, or a run changes its buffers, attributes or the random state.
 
     Examples
     --------
@@ -151,6 +158,10 @@ class CachedLayer(nn.Module):
             raise errors.InvalidArgument(
                 f"[CachedLayer] layer is {type(layer).__name__}; expected a torch.nn.Module"
             )
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise errors.Unsupported(
+                "[CachedLayer] a scripted module shows no code; wrap the module it was made from"
+            )
         vars(self)["inner"] = layer  # `training` asks it before nn.Module.__init__ has run
         super().__init__()
         self._bind(layer, Options(memory, chunk, scope, probe, secret))
@@ -172,15 +183,15 @@ class CachedLayer(nn.Module):
         reason = transform() or ("keyword arguments" if options else unfit_inputs(inputs))
         if reason is None:
             engine: Engine = vars(self)["_engine"]
-            reading = engine.reading()
-            reason = unfit_layer(reading.modules)
-            if reason is None and torch.is_grad_enabled() and _trainable(reading):
-                reason = _UNFROZEN
-            if reason is None:
-                try:
+            try:
+                reading = engine.reading()
+                reason = unfit_layer(reading.modules)
+                if reason is None and torch.is_grad_enabled() and _trainable(reading):
+                    reason = _UNFROZEN
+                if reason is None:
                     return engine.call(inputs, reading, environment(inputs[0]))
-                except Bypass as bypass:
-                    reason = str(bypass)
+            except Bypass as bypass:
+                reason = str(bypass)
         return self._run_uncached(reason, inputs, options)
 
     def _run_uncached(self, reason: str, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:

@@ -4,6 +4,7 @@ import pickle
 import weakref
 
 import pytest
+
 from tensorkey import errors
 from tensorkey._method import cached_method
 

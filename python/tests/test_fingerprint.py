@@ -9,14 +9,16 @@ import sys
 import textwrap
 
 import pytest
+
 from tensorkey._encoding import code, plain
 from tensorkey._watch import Watch
 
 torch = pytest.importorskip("torch")
 
+from torch import nn  # noqa: E402
+
 from tensorkey._fingerprint import Fingerprint, Reading  # noqa: E402
 from tensorkey.torch import TorchModules  # noqa: E402
-from torch import nn  # noqa: E402
 
 
 def fingerprint(layer):

@@ -7,9 +7,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch import nn  # noqa: E402
+
 from tensorkey import errors  # noqa: E402
 from tensorkey.torch import CachedLayer  # noqa: E402
-from torch import nn  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+
 from tensorkey import errors
 from tensorkey._sizes import format_bytes, parse_bytes
 

@@ -9,10 +9,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch import nn  # noqa: E402
+
 from tensorkey import errors  # noqa: E402
 from tensorkey.testing import check_hits_equal_chunks  # noqa: E402
 from tensorkey.torch import CachedLayer  # noqa: E402
-from torch import nn  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -439,7 +440,9 @@ def test_functional_call_uses_the_given_weights():
     plain = cached(x)
     weights = {key: value * 2 for key, value in cached.state_dict().items()}
     called = torch.func.functional_call(cached, weights, (x,))
-    assert torch.allclose(called, torch.func.functional_call(cached.inner, weights, (x,)), atol=1e-5)
+    assert torch.allclose(
+        called, torch.func.functional_call(cached.inner, weights, (x,)), atol=1e-5
+    )
     assert torch.equal(cached(x), plain)
 
 

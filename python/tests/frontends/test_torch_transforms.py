@@ -4,8 +4,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tensorkey.torch import CachedLayer  # noqa: E402
 from torch import nn  # noqa: E402
+
+from tensorkey import errors  # noqa: E402
+from tensorkey.torch import CachedLayer  # noqa: E402
 
 # PyTorch's own, on the way into these transformations.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -325,3 +327,36 @@ def test_what_the_fingerprint_cannot_read_is_an_assumption():
     layer.handle = object()
     cached(x)
     assert cached.stats.assumptions == ["layer.handle: builtins.object"]
+
+
+def test_scripted_modules_are_refused_and_inside_run_uncached():
+    layer, cached, x = make()
+    scripted = torch.jit.script(nn.Linear(16, 16).requires_grad_(False))
+    with pytest.raises(errors.Unsupported, match="shows no code"):
+        CachedLayer(scripted)
+    cached(x)
+    layer[1] = scripted
+    layer[0] = nn.Identity()
+    assert torch.equal(cached(x), scripted(x))
+    assert bypassed(cached, "cannot be read")
+
+
+def test_a_compiled_layer_is_cached():
+    layer, _, x = make()
+    cached = CachedLayer(torch.compile(layer, backend="eager"))
+    for _ in range(2):
+        assert torch.allclose(cached(x), layer(x), atol=1e-6)
+    assert cached.stats.hits == 20
+    layer[0].weight.data.mul_(2)
+    assert torch.allclose(cached(x), layer(x), atol=1e-6)
+
+
+def test_an_exception_in_reading_the_layer_is_a_bypass():
+    class Hostile(dict):
+        def items(self):
+            raise RuntimeError("no")
+
+    layer, cached, x = make()
+    layer.options = Hostile(a=1)
+    assert torch.equal(cached(x), layer(x))
+    assert bypassed(cached, "cannot be read: RuntimeError: no")

@@ -1,0 +1,92 @@
+"""How a fingerprint reads layers of Keras 3."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+
+class _Unreadable:
+    """Stands for a config that get_config() could not give."""
+
+
+class KerasLayers:
+    """How a fingerprint reads layers.
+
+    A layer of Keras itself is known by its config, its variables, its sublayers and the functions
+    it holds; any other layer by its code and attributes too.
+    """
+
+    roots = frozenset({"keras", "tensorflow", "torch", "jax", "tensorkey"})
+
+    def tensor(self, value: Any) -> Any | None:
+        """Return what to digest of a variable or tensor."""
+        if isinstance(value, keras.Variable):
+            return value._value  # .value would cast inside an autocast scope
+        if keras.ops.is_tensor(value) and not isinstance(value, keras.KerasTensor):
+            return value
+        return None
+
+    def leaf(self, value: Any) -> str | None:
+        """Return the name of a dtype policy or of a backend's dtype."""
+        if isinstance(value, keras.DTypePolicy):
+            return f"{value.name} {value.compute_dtype} {value.variable_dtype}"
+        if type(value).__name__ in ("DType", "dtype") and type(value).__module__ != "numpy":
+            return str(value)
+        return None
+
+    def is_module(self, value: Any) -> bool:
+        """Whether this is a layer."""
+        return isinstance(value, keras.layers.Layer)
+
+    def attributes(self, module: Any) -> dict[str, Any]:
+        """Return what counts."""
+        own = {key: value for key, value in vars(module).items() if key not in _base_attributes()}
+        own = {key: value for key, value in own.items() if not key.startswith("_self_")}
+        by_keras = type(module).__module__.partition(".")[0] == "keras"
+        if by_keras:
+            own = {k: v for k, v in own.items() if isinstance(v, types.FunctionType)}
+        if by_keras or isinstance(module, keras.Model):
+            own["(config)"] = _config(module)
+        own["(policy)"] = module.dtype_policy
+        own["(trainable)"] = module.trainable
+        own = dict(sorted(own.items()))
+        own |= {f"variables[{i}]": variable for i, variable in enumerate(variables_of(module))}
+        own |= {f"layers[{i}]": layer for i, layer in enumerate(module._layers)}
+        return own
+
+    def containers(self, module: Any) -> Iterator[Any]:
+        """Yield the lists of variables and sublayers."""
+        yield module._trainable_variables
+        yield module._non_trainable_variables
+        yield module._seed_generators
+        yield module._layers
+        for variable in variables_of(module):
+            yield vars(variable)
+
+
+@functools.cache
+def _base_attributes() -> frozenset[str]:
+    return frozenset(vars(keras.layers.Layer())) | frozenset(vars(keras.Model()))
+
+
+def variables_of(layer: Any) -> list[Any]:
+    seeds = [generator.state for generator in layer._seed_generators]
+    return [*layer._trainable_variables, *layer._non_trainable_variables, *seeds]
+
+
+def _config(layer: Any) -> Any:
+    try:
+        config = layer.get_config()
+    except Exception:  # whatever a user's get_config raises
+        return _Unreadable()
+    # Functions are read as code; a serialized one would carry the name of its file.
+    return {
+        key: value
+        for key, value in config.items()
+        if key != "name" and not isinstance(getattr(layer, key, None), types.FunctionType)
+    }
