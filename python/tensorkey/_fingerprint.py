@@ -84,6 +84,7 @@ class Reading:
         self._framework = framework
         self._seen: dict[int, bytes] = {}
         self._classes: dict[type, bytes] = {}
+        self._paths: dict[str, int] = {}
         self._keep: list[Any] = []  # what _seen knows by its address must stay alive
         self.structure = self._value(layer, "layer")
         self._seen.clear()
@@ -100,20 +101,31 @@ class Reading:
         framework = self._framework
         tensor = framework.tensor(value)
         if tensor is not None:
-            self.names.append(path)
-            self.tensors.append(tensor)
-            return self._remember(value, name("tensor", path))
+            return self._remember(value, self._tensor(tensor, path))
         leaf = framework.leaf(value)
         if leaf is not None:
             return name(f"{type(value).__module__}.{type(value).__qualname__}", leaf)
         if isinstance(value, enum.Enum):
             return item(b"E", text(_full_name(type(value))) + text(value.name))
         # A cycle comes back to the name of where it began.
+        path = self._unique(path)
         self._seen[id(value)] = name("seen", path)
         if framework.is_module(value):
             # Shared modules stay known under their first path.
             return self._module(value, path)
         return self._remember(value, self._composite(value, path))
+
+    def _tensor(self, tensor: Any, path: str) -> bytes:
+        path = self._unique(path)
+        self.names.append(path)
+        self.tensors.append(tensor)
+        return name("tensor", path)
+
+    def _unique(self, path: str) -> str:
+        """Return a name that no other tensor or container has: swapped ones must show."""
+        count = self._paths.get(path, 0)
+        self._paths[path] = count + 1
+        return f"{path}#{count}" if count else path
 
     def _remember(self, value: Any, encoded: bytes) -> bytes:
         self._seen[id(value)] = encoded
@@ -166,9 +178,7 @@ class Reading:
             return item(b"w", self._value(value(), path))
         numpy = sys.modules.get("numpy")
         if numpy is not None and isinstance(value, numpy.ndarray):
-            self.names.append(path)
-            self.tensors.append(value)
-            return name("tensor", path)
+            return self._tensor(value, path)
         if numpy is not None and isinstance(value, (numpy.generic, numpy.dtype)):
             scalar = isinstance(value, numpy.generic)
             kind_of = value.dtype if scalar else value

@@ -49,7 +49,7 @@ class KerasLayers:
         own = {key: value for key, value in own.items() if not key.startswith("_self_")}
         by_keras = type(module).__module__.partition(".")[0] == "keras"
         if by_keras:
-            own = {k: v for k, v in own.items() if isinstance(v, types.FunctionType)}
+            own = {key: value for key, value in own.items() if _foreign(value)}
         if by_keras or isinstance(module, keras.Model):
             own["(config)"] = _config(module)
         own["(policy)"] = module.dtype_policy
@@ -67,6 +67,12 @@ class KerasLayers:
         yield module._layers
         for variable in variables_of(module):
             yield vars(variable)
+
+
+def _foreign(value: Any) -> bool:
+    """Whether an attribute of one of Keras's own layers may say more than its config does."""
+    root = type(value).__module__.partition(".")[0]
+    return isinstance(value, types.FunctionType) or root not in ("keras", "builtins")
 
 
 @functools.cache

@@ -95,8 +95,11 @@ class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
     >>> import keras
     >>> inner = keras.layers.Rescaling(1 / 255)
     >>> layer = CachedLayer(inner, chunk=1)
-    >>> layer(keras.ops.ones((2, 4))).shape, layer.stats.hits
-    (TensorShape([2, 4]), 1)
+    >>> x = keras.ops.ones((2, 4))
+    >>> (layer(x) == layer(x)).shape  # the first call builds the layer, uncached
+    TensorShape([2, 4])
+    >>> layer.stats.misses, layer.stats.hits
+    (1, 1)
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
         kwargs.setdefault("autocast", layer.autocast)
         super().__init__(layer, **kwargs)
         self.supports_masking = layer.supports_masking
+        self.supports_jit = layer.supports_jit
         self._options = Options(memory, chunk, scope, probe, secret)
         self._below = _load_backend()
         self._engine = Engine(
@@ -135,12 +139,13 @@ class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
             kwargs["training"] = False
         return super().__call__(*args, **kwargs)
 
-    def call(self, inputs: Any, *more: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Any, *more: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """Answer from the cache where possible; run the layer for the rest."""
         below, engine = self._below, self._engine
         # A tuple goes to the layer by position, a list as one argument.
         rows: Any = inputs if type(inputs) is list and not more else (inputs, *more)
-        reason = below.transform() or self._unfit(rows) or below.unfit_inputs(rows)
+        reason = below.transform() or ("keyword arguments" if kwargs else None)
+        reason = reason or self._unfit(rows) or below.unfit_inputs(rows)
         if reason is None and below.recording():
             if below.differentiated(rows):
                 reason = "a gradient with respect to the input is recorded"
@@ -158,7 +163,7 @@ class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
             except Bypass as bypass:
                 reason = str(bypass)
         engine.bypass(reason)
-        return self.layer(inputs, *more)
+        return self.layer(inputs, *more, **kwargs)
 
     def _unfit(self, rows: Sequence[Any]) -> str | None:
         if not self.layer.built:
@@ -202,11 +207,11 @@ class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
         """Leave building to the layer, which knows how many inputs it has."""
         self.built = True
 
-    def compute_output_spec(self, *args: Any, training: bool | None = None) -> Any:
+    def compute_output_spec(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """Return the layer's own."""
         if self.layer.built:
-            return self.layer.compute_output_spec(*args)
-        output = self.layer(*args)  # builds it
+            return self.layer.compute_output_spec(*args, **kwargs)
+        output = self.layer(*args, **kwargs)  # builds it
         return keras.tree.map_structure(lambda x: keras.KerasTensor(x.shape, x.dtype), output)
 
     def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:

@@ -190,6 +190,31 @@ def test_swapped_modules_differ():
     assert digest(layer) != before
 
 
+def test_swapped_tensors_and_modules_in_containers_differ():
+    def build(swap):
+        layer = nn.Module()
+        one, two = torch.zeros(2), torch.ones(2)
+        layers = nn.Linear(1, 1), nn.Linear(1, 1)
+        if swap == "tensors":
+            one, two = two, one
+        layer.tables = {0: one, 1: two}
+        layer.partial = functools.partial(lambda x, y=one: x, two)
+        layer.modules_by_number = {0: nn.ReLU(), 1: nn.Tanh()}
+        layer.twins = {0: layers[0], 1: layers[1]}
+        layer.zcurrent = layers[swap == "modules"]
+        return layer
+
+    torch.manual_seed(0)
+    weights = [build("").twins[i].state_dict() for i in range(2)]
+    seen = set()
+    for swap in ("", "tensors", "modules"):
+        layer = build(swap)
+        for i, state in enumerate(weights):
+            layer.twins[i].load_state_dict(state)
+        seen.add(digest(layer))
+    assert len(seen) == 3
+
+
 def test_a_shared_module_and_a_cycle_end():
     layer = make()
     layer.again = layer.linear

@@ -390,6 +390,9 @@ def test_masks_and_losses_run_the_layer_itself():
     assert np.allclose(array(output), array(tail.layer(embedding(ids))), atol=1e-6)
     tail(embedding(ids))
     assert "an input with a mask" in tail.stats.bypasses
+    x, mask = batch(20, 5, 4), np.arange(5) < np.arange(1, 21)[:, None] % 5 + 1
+    assert np.allclose(array(tail(x, mask=mask)), array(tail.layer(x, mask=mask)), atol=1e-6)
+    assert "keyword arguments" in tail.stats.bypasses
 
     @keras.saving.register_keras_serializable(package="tensorkey_tests")
     class Losing(keras.layers.Layer):

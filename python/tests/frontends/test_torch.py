@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import random
 import threading
 
 import pytest
@@ -12,7 +13,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from tensorkey import errors  # noqa: E402
-from tensorkey.testing import check_hits_equal_chunks  # noqa: E402
+from tensorkey.testing import check_hits_equal_chunks, run_in_chunks  # noqa: E402
 from tensorkey.torch import CachedLayer  # noqa: E402
 
 
@@ -552,3 +553,30 @@ def test_threads_share_a_layer():
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_any_interleaving_of_calls_and_changes_is_exact():
+    """Against the layer run in chunks at that moment, over random walks."""
+    source = random.Random(5)
+    for walk in range(4):
+        layer = encoder()
+        cached = CachedLayer(layer, chunk=32, memory=source.choice(["1 GiB", "8 KiB"]))
+        x = torch.randn(60, 16)
+        kept = [copy.deepcopy(layer.state_dict())]
+        moves = list(changes().values())
+        for step in range(60):
+            move = source.random()
+            if move < 0.15:
+                source.choice(moves[:6])(layer)
+                kept.append(copy.deepcopy(layer.state_dict()))
+            elif move < 0.3:
+                layer.load_state_dict(source.choice(kept))
+            elif move < 0.35:
+                cached.cache_clear()
+            rows = [source.randrange(60) for _ in range(source.randint(1, 70))]
+            output = cached(x[rows])
+            with torch.no_grad():
+                run = lambda part: layer(x.index_select(0, torch.tensor(part)))  # noqa: E731
+                truth = torch.stack(run_in_chunks(run, rows, 32))
+            assert torch.equal(output, truth), (walk, step)
+        assert cached.stats.bypasses == {}
