@@ -28,6 +28,7 @@ class ByteWriter {
   }
 
   void put(std::string_view text) { append(text.data(), text.size()); }
+  void put(std::span<const std::byte> bytes) { append(bytes.data(), bytes.size()); }
 
   // u32 length + bytes. REQUIRES: fewer than 2^32 bytes.
   void put_sized(std::string_view text) {
@@ -41,11 +42,16 @@ class ByteWriter {
 
  private:
   void append(const void* source, std::size_t size) {
+    if (size == 0) return;
     if (heap_.empty() && size_ + size <= kInline) {
-      if (size != 0) std::memcpy(inline_.data() + size_, source, size);
+      std::memcpy(inline_.data() + size_, source, size);
       size_ += size;
-      return;
+    } else {
+      append_to_heap(source, size);
     }
+  }
+
+  void append_to_heap(const void* source, std::size_t size) {
     if (heap_.empty()) {
       heap_.reserve(std::max(2 * kInline, size_ + size));
       heap_.assign(inline_.data(), inline_.data() + size_);

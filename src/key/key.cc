@@ -1,5 +1,9 @@
 #include <tensorkey/key.h>
 
+#include <array>
+#include <cstring>
+#include <type_traits>
+
 #include "base/bytes.h"
 #include "key/header.h"
 
@@ -18,6 +22,18 @@ int digit_value(char c) noexcept {
   if (c >= 'A' && c <= 'F') return c - 'A' + 10;
   return -1;
 }
+
+// The part of a header before the dtype parameters, as it lies in memory on a little-endian host.
+struct FixedPart {
+  std::array<char, 4> magic = {'T', 'K', 'E', 'Y'};
+  std::uint8_t version = kVersion;
+  std::uint8_t kind;
+  std::uint16_t dtype;
+  std::uint16_t flags;
+  std::uint16_t rank;
+  std::uint32_t params_size;
+};
+static_assert(sizeof(FixedPart) == 16 && std::is_trivially_copyable_v<FixedPart>);
 
 // Headers repeat from call to call, and for a small tensor the header is half of the work: the last
 // one of each thread is remembered. Never one with a secret.
@@ -74,15 +90,15 @@ Digest header_digest(const Header& header, const KeyOptions& options, std::strin
     throw Error(ErrorCode::kInvalidArgument,
                 "[" + std::string(where) + "] dtype parameters or paths of 4 GiB and more");
   }
+  const FixedPart fixed{.kind = static_cast<std::uint8_t>(header.kind),
+                        .dtype = static_cast<std::uint16_t>(header.dtype),
+                        .flags = options.canonical ? kCanonicalFlag : std::uint16_t{0},
+                        .rank = static_cast<std::uint16_t>(header.shape.size()),
+                        .params_size = static_cast<std::uint32_t>(header.dtype_params.size())};
   ByteWriter writer;
-  writer.put(std::string_view("TKEY"));
-  writer.put(kVersion);
-  writer.put(static_cast<std::uint8_t>(header.kind));
-  writer.put(static_cast<std::uint16_t>(header.dtype));
-  writer.put(options.canonical ? kCanonicalFlag : std::uint16_t{0});
-  writer.put(static_cast<std::uint16_t>(header.shape.size()));
-  writer.put_sized(header.dtype_params);
-  for (const std::int64_t dim : header.shape) writer.put(static_cast<std::uint64_t>(dim));
+  writer.put(std::as_bytes(std::span(&fixed, 1)));
+  writer.put(header.dtype_params);
+  writer.put(std::as_bytes(header.shape));
   writer.put(std::uint64_t{options.scope.size()});
   writer.put(options.scope);
 
