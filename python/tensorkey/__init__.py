@@ -26,6 +26,7 @@ from tensorkey._core import row_keys as row_keys
 from tensorkey._core import structure_key as structure_key
 from tensorkey._core import tuple_key as tuple_key
 from tensorkey._core import tuple_row_keys as tuple_row_keys
+from tensorkey._method import cached_method as cached_method
 from tensorkey._unique import unique as unique
 from tensorkey.mapping import TensorKeyDict as TensorKeyDict
 from tensorkey.mapping import TensorKeySet as TensorKeySet
