@@ -17,7 +17,6 @@ As every item carries its tag and length, no two different values share an encod
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import struct
 import sys
 from collections.abc import Callable, Iterable
@@ -111,11 +110,13 @@ def version_of(module: str) -> str:
     root = module.partition(".")[0]
     if root in sys.stdlib_module_names or root == "__main__":
         return ""
+    from importlib import metadata  # slow to import
+
     try:
-        return importlib.metadata.version(root)
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version(root)
+    except metadata.PackageNotFoundError:
         pass
-    for distribution in importlib.metadata.packages_distributions().get(root, ()):
-        return importlib.metadata.version(distribution)
+    for distribution in metadata.packages_distributions().get(root, ()):
+        return metadata.version(distribution)
     version = getattr(sys.modules.get(root), "__version__", "")
     return version if isinstance(version, str) else ""

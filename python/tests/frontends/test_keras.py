@@ -42,7 +42,7 @@ def batch(rows=40, *shape, seed=0):
     return np.random.default_rng(seed).normal(size=(rows, *(shape or (8,)))).astype("float32")
 
 
-def encoder(*, frozen=True):
+def encoder():
     layer = keras.Sequential(
         [
             keras.layers.Dense(16, activation="relu"),
@@ -52,7 +52,7 @@ def encoder(*, frozen=True):
         ]
     )
     layer.build((None, 8))
-    layer.trainable = not frozen
+    layer.trainable = False
     return layer
 
 
