@@ -41,6 +41,21 @@ _UNFROZEN = (
 )
 
 
+_flash_attention: Any = getattr(keras.config, "is_flash_attention_enabled", lambda: None)
+
+
+def _settings() -> tuple[object, ...]:
+    """Return the settings of Keras that layers look at when they run."""
+    config = keras.config
+    return (
+        keras.__version__,
+        config.floatx(),
+        config.epsilon(),
+        config.image_data_format(),
+        _flash_attention(),
+    )
+
+
 def _load_backend() -> Any:
     name = keras.backend.backend()
     if name not in ("tensorflow", "torch"):
@@ -159,7 +174,8 @@ class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
                 reason = below.unfit_layer(reading.modules)
                 if reason is None:
                     form = type(rows).__name__
-                    return engine.call(rows, reading, (*below.environment(rows[0]), form))
+                    environment = (*below.environment(rows[0]), *_settings(), form)
+                    return engine.call(rows, reading, environment)
             except Bypass as bypass:
                 reason = str(bypass)
         engine.bypass(reason)

@@ -369,6 +369,27 @@ def test_a_functional_model_is_told_by_its_graph():
 
 
 @supported
+def test_settings_of_keras_count():
+    class Shifted(keras.layers.Layer):
+        def call(self, x):
+            return x + keras.config.epsilon()
+
+    layer = Shifted()
+    x = batch(20)
+    layer(x)
+    cached = CachedLayer(layer)
+    before = cached(x)
+    epsilon = keras.config.epsilon()
+    try:
+        keras.config.set_epsilon(1.0)
+        assert same(cached(x), layer(x))
+    finally:
+        keras.config.set_epsilon(epsilon)
+    assert same(cached(x), before)
+    assert cached.stats.hits == 20
+
+
+@supported
 def test_a_call_changes_nothing_that_the_fingerprint_reads():
     layer = encoder()
     cached = CachedLayer(layer)
