@@ -1,8 +1,7 @@
-"""What all benchmarks of Python share: interleaved rounds, ratios, the machine, JSON."""
+"""What all benchmarks of Python share: interleaved rounds, ratios, the machine, JSON and tables."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -13,20 +12,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 Work = Callable[[], object]
+Row = dict[str, object]
 
 
-def machine() -> dict[str, object]:
+def machine() -> Row:
     """What the figures were measured on."""
-    model = ""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        model = next((ln.split(":", 1)[1].strip() for ln in lines if "model name" in ln), "")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "cpu": model or platform.machine(),
+        "cpu": names[0] if names else platform.machine(),
         "cpus": os.cpu_count(),
+        "compiler": platform.python_compiler(),
         "python": platform.python_version(),
-        "load": os.getloadavg()[0],
+        "load": round(os.getloadavg()[0], 1),
     }
 
 
@@ -49,37 +48,34 @@ def interleaved(works: dict[str, Work], rounds: int, seconds: float = 0.004) -> 
     return times
 
 
-def against(times: dict[str, list], ours: str) -> list[dict[str, object]]:
-    """For each work: median time, and the median over rounds of its time / ours, with quartiles."""
+def spread(ratios: list[float]) -> Row:
+    """The median of the ratios of all rounds, and their quartiles."""
+    ratios = sorted(ratios)
+    return {
+        "ratio": round(statistics.median(ratios), 2),
+        "quartiles": [round(ratios[len(ratios) // 4], 2), round(ratios[3 * len(ratios) // 4], 2)],
+    }
+
+
+def against(times: dict[str, list], ours: str, bars: dict[str, float] | None = None) -> list[Row]:
+    """For each work: median time, and the ratio of its time to ours, round by round."""
     rows = []
-    for name, row in times.items():
-        ratios = sorted(t / o for t, o in zip(row, times[ours], strict=True))
-        rows.append(
-            {
-                "name": name,
-                "ns": round(statistics.median(row), 1),
-                "times_ours": round(statistics.median(ratios), 2),
-                "quartiles": [
-                    round(ratios[len(ratios) // 4], 2),
-                    round(ratios[3 * len(ratios) // 4], 2),
-                ],
-            }
-        )
+    for name, theirs in times.items():
+        row: Row = {"name": name, "ns": round(statistics.median(theirs), 1)}
+        row |= spread([t / o for t, o in zip(theirs, times[ours], strict=True)])
+        if bars and name in bars:
+            row["bar"] = bars[name]
+        rows.append(row)
     return rows
 
 
-def rounds_option(default: int = 31) -> int:
-    """The number of rounds from the command line."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=default)
-    return int(parser.parse_args().rounds)
-
-
-def show(result: dict[str, object], tables: dict[str, list[dict[str, object]]]) -> None:
-    """JSON on standard output, a table for the reader on standard error."""
-    print(json.dumps({**result, "machine": machine(), **tables}, indent=1))
+def show(bench: str, about: str, tables: dict[str, list[Row]], **more: object) -> None:
+    """JSON on standard output, tables for the reader on standard error."""
+    report = {"bench": bench, "about": about, "machine": machine(), **more, "tables": tables}
+    print(json.dumps(report, indent=1))
     for title, rows in tables.items():
         print(f"\n{title}", file=sys.stderr)
         for row in rows:
-            line = f"  {row['name']:<34} {row['ns']:>12,.0f} ns {row['times_ours']:>8.2f} x"
-            print(line + (f"   {row['note']}" if row.get("note") else ""), file=sys.stderr)
+            cells = [f"  {row['name']:<34}", f"{row['ns']:>14,.0f} ns" if "ns" in row else " " * 17]
+            cells += [f"{row['ratio']:>8.2f} x", f"  bar {row['bar']}" if "bar" in row else ""]
+            print(*cells, f"  {row.get('note', '')}".rstrip(), file=sys.stderr)

@@ -26,7 +26,8 @@ ENVIRONMENT = os.environ | {
 def snippets(language: str) -> list:
     found = []
     for page in PAGES:
-        blocks = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+        fenced = rf"^```{language}\n(.*?)^```"
+        blocks = re.findall(fenced, page.read_text(), re.DOTALL | re.MULTILINE)
         name = page.relative_to(ROOT)
         found += [pytest.param(block, id=f"{name}-{i}") for i, block in enumerate(blocks)]
     return found

@@ -77,10 +77,14 @@ def normalise(dtype: str, data: bytes, canonical: bool) -> bytes:
         return data
     size = IEEE[dtype][0] if dtype in IEEE else 1
     numbers = (data[i : i + size] for i in range(0, len(data), size))
-    return b"".join(
-        canonical_number(dtype, int.from_bytes(n, "little")).to_bytes(size, "little")
-        for n in numbers
-    ) if "float" in dtype or "complex" in dtype else data
+    return (
+        b"".join(
+            canonical_number(dtype, int.from_bytes(n, "little")).to_bytes(size, "little")
+            for n in numbers
+        )
+        if "float" in dtype or "complex" in dtype
+        else data
+    )
 
 
 def header(kind: int, dtype_id: int, flags: int, params: bytes, dims: list[int], scope: bytes):
@@ -114,7 +118,8 @@ class Tensor:
 
     def row(self, i: int) -> Tensor:
         row = object.__new__(Tensor)
-        row.path, row.dtype, row.params, row.dims = self.path, self.dtype, self.params, self.dims[1:]
+        row.path, row.dtype, row.params = self.path, self.dtype, self.params
+        row.dims = self.dims[1:]
         size = len(self.data) // self.dims[0]
         row.data = self.data[i * size : (i + 1) * size]
         return row
@@ -186,7 +191,11 @@ def test_vectors_cover_what_the_page_lists():
     assert {tensor.dtype for tensor in used} == set(DTYPES)
     assert {len(tensor.dims) for tensor in used} >= set(range(7))
     assert {vector[1] for vector in GOLDEN} == {
-        "content", "structure", "tuple", "rows", "tuple_rows",
+        "content",
+        "structure",
+        "tuple",
+        "rows",
+        "tuple_rows",
     }
 
 

@@ -1,0 +1,66 @@
+"""Write docs/benchmarks.md from the JSON files that `make bench` left.
+
+python bench/report.py build/bench docs/benchmarks.md
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+INTRO = """# Benchmarks
+
+One run of `make bench` on one machine; every figure below comes from it. Ratios are medians over rounds
+in which the contestants take turns, with quartiles in brackets: their time over ours, so above 1
+means that we are faster. A bar is what the project asks of itself. Absolute times are of this machine
+and of how busy it was: compare ratios.
+
+Answers are checked by each program before it times anything.
+"""
+
+
+def cell(value: object) -> str:
+    """One cell of a table."""
+    if isinstance(value, float):
+        return f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
+    return str(value)
+
+
+def table_of(title: str, rows: list[dict]) -> list[str]:
+    """One table of a report."""
+    extra = [key for key in ("official_ns", "libxxhash_ns") if any(key in row for row in rows)]
+    head = ["", "ns", *(key.removesuffix("_ns") + ", ns" for key in extra), "ratio", "bar", ""]
+    lines = [f"**{title}**", "", "|" + "|".join(head) + "|", "|---" * len(head) + "|"]
+    for row in rows:
+        low, high = row.get("quartiles", ("", ""))
+        cells = [
+            row["name"],
+            f"{row['ns']:,.0f}" if "ns" in row else "",
+            *(f"{row[key]:,.0f}" if key in row else "" for key in extra),
+            f"{cell(row['ratio'])} ({cell(low)} - {cell(high)})",
+            cell(row.get("bar", "")),
+            row.get("note", ""),
+        ]
+        lines.append("|" + "|".join(cells) + "|")
+    return [*lines, ""]
+
+
+def main() -> None:
+    """Read the folder, write the page."""
+    folder, page = map(Path, sys.argv[1:])
+    lines = [INTRO]
+    for path in sorted(folder.glob("*.json")):
+        report = json.loads(path.read_text())
+        machine = ", ".join(f"{key} {value}" for key, value in report["machine"].items())
+        about, _, rest = report["about"].partition("\n")
+        lines += [f"## {about}", ""]
+        lines += [part for part in rest.strip().split("\n\n") if part[:4] != "    "]
+        lines += ["", f"`{path.stem}`: {machine}, rounds {report['rounds']}.", ""]
+        for title, rows in report["tables"].items():
+            lines += table_of(title, rows)
+    page.write_text("\n".join(lines).rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()
