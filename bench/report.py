@@ -11,10 +11,10 @@ from pathlib import Path
 
 INTRO = """# Benchmarks
 
-One run of `make bench` on one machine; every figure below comes from it. Ratios are medians over rounds
-in which the contestants take turns, with quartiles in brackets: their time over ours, so above 1
-means that we are faster. A bar is what the project asks of itself. Absolute times are of this machine
-and of how busy it was: compare ratios.
+One run of `make bench` on one machine; every figure below comes from it. Ratios are medians over
+rounds in which the contestants take turns, with quartiles in brackets: their time over ours, so
+above 1 means that we are faster. A bar is what the project asks of itself. Absolute times are of
+this machine and of how busy it was: compare ratios.
 
 Answers are checked by each program before it times anything.
 """

@@ -29,6 +29,11 @@ void has_no_value(PyObject* object) {
               "then runs without its cache");
 }
 
+void not_a_tensor(PyObject* object, std::string_view instead) {
+  unsupported("expected a tensor, not " + type_name(object) + ": " + std::string(instead) +
+              " (docs/unhashable.md: which key for which purpose)");
+}
+
 std::string text_of(nb::handle object) {
   const auto text = nb::steal(PyObject_Str(object.ptr()));
   const char* utf8 = text.is_valid() ? PyUnicode_AsUTF8(text.ptr()) : nullptr;

@@ -95,10 +95,9 @@ void borrow_exporter(PyObject* object, Loan& loan) {
     return;
   }
   if (!has_method(object, "__dlpack__") || !has_method(object, "__dlpack_device__")) {
-    unsupported(
-        "expected a tensor, not " + type_name(object) +
-        ": pass one of NumPy, PyTorch, JAX, TensorFlow or Keras, or an exporter of a buffer "
-        "or of __dlpack__");
+    not_a_tensor(object,
+                 "pass one of NumPy, PyTorch, JAX, TensorFlow or Keras, or an exporter of a buffer "
+                 "or of __dlpack__");
   }
   const bool to_host = !on_host(device_of(object).type);
   const DlpackLoan taken = take_dlpack(object, loan, to_host);

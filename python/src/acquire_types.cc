@@ -192,8 +192,7 @@ void refuse_by_name(PyObject* object) {
     for (const Refused& refused : kRefused) {
       if (!matches(refused, base)) continue;
       if (refused.instead.empty()) has_no_value(object);
-      unsupported("expected a tensor, not " + type_name(object) + ": " +
-                  std::string(refused.instead));
+      not_a_tensor(object, refused.instead);
     }
   }
 }

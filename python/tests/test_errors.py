@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -32,3 +34,11 @@ def test_every_class_is_named():
         if isinstance(value, type) and issubclass(value, errors.Error)
     }
     assert issubclass(errors.InternalError, RuntimeError)
+
+
+@pytest.mark.parametrize("key", ["text", [1.0], object()])
+def test_a_key_that_is_no_tensor_leads_to_the_page(key):
+    page = Path(__file__).parents[2] / "docs" / "unhashable.md"
+    with pytest.raises(TypeError, match="docs/unhashable.md"):
+        tk.TensorKeyDict()[key] = 1
+    assert page.exists()

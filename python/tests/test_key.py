@@ -1,4 +1,4 @@
-"""The contract of a key, line by line, through NumPy; other frameworks have test_view and frontends."""
+"""The contract of a key, line by line, through NumPy; frontends/ has the other frameworks."""
 
 from __future__ import annotations
 
