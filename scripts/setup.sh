@@ -135,7 +135,7 @@ package() {
   if done_already package "$stamp"; then return; fi
   say "building the package"
   logged pip install -v --no-build-isolation --no-deps --no-compile \
-    -C cmake.define.TENSORKEY_WERROR=ON -C cmake.define.CMAKE_EXPORT_COMPILE_COMMANDS=ON .
+    --config-settings=cmake.define.TENSORKEY_WERROR=ON --config-settings=cmake.define.CMAKE_EXPORT_COMPILE_COMMANDS=ON .
   remember package "$stamp"
 }
 

@@ -73,7 +73,7 @@ PyType_Slot keys_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(keys_get_b
 Key key_of(nb::handle tensor, nb::handle scope, nb::handle secret, bool canonical) {
   const KeyOptions options = key_options(scope, secret, canonical, "key");
   const Borrowed borrowed(tensor.ptr());
-  const MaybeReleaseGil release(checked_bytes(borrowed.view(), "key"));
+  const MaybeReleaseGil release(borrowed.view());
   return key(borrowed.view(), options);
 }
 

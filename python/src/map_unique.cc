@@ -21,7 +21,7 @@ nb::tuple unique_rows_of(nb::handle tensor) {
   {
     const Borrowed borrowed(tensor.ptr());
     framework = framework_name(borrowed.framework());
-    const MaybeReleaseGil release(checked_bytes(borrowed.view(), "unique"));
+    const MaybeReleaseGil release(borrowed.view());
     rows = unique_rows(borrowed.view());
   }
   return nb::make_tuple(framework, numbers(rows.first), numbers(rows.inverse),

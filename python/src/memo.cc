@@ -45,7 +45,7 @@ MemoBatch lookup(Memo& memo, const nb::sequence& tensors, const std::vector<std:
 void insert(MemoBatch& batch, std::size_t first, std::size_t count, nb::handle output,
             double seconds) {
   const Borrowed borrowed(output.ptr());
-  const MaybeReleaseGil release(checked_bytes(borrowed.view(), "MemoBatch.insert"));
+  const MaybeReleaseGil release(borrowed.view());
   batch.insert(first, count, borrowed.view(), seconds);
 }
 

@@ -28,8 +28,16 @@ class MaybeReleaseGil {
   explicit MaybeReleaseGil(std::size_t bytes) {
     if (bytes >= kReleaseGilBytes) release_.emplace();
   }
+  // The view need not have been checked: a size that overflows only makes the choice arbitrary.
+  explicit MaybeReleaseGil(const TensorView& view) : MaybeReleaseGil(wrapped_bytes(view)) {}
 
  private:
+  static std::size_t wrapped_bytes(const TensorView& view) noexcept {
+    std::size_t bytes = item_size(view.dtype);
+    for (const std::int64_t dim : view.shape) bytes *= static_cast<std::size_t>(dim);
+    return bytes;
+  }
+
   std::optional<nanobind::gil_scoped_release> release_;
 };
 
