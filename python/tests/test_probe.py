@@ -1,4 +1,4 @@
-"""The probe must detect what TRIALS-like measurements showed, and pass what is clean."""
+"""The probe must detect what measurements showed of real layers, and pass what is clean."""
 
 import random
 import warnings
@@ -243,7 +243,7 @@ def test_another_batch_size_is_an_error_before_anything_is_stored(function, rows
     assert cached.stats.entries == 0
 
 
-def test_the_clock_ends_a_probe_but_not_before_one_a_and_one_b():
+def test_the_clock_ends_a_probe_but_not_before_three_shifts():
     from tensorkey._probe import probe
 
     class Slow:
@@ -279,7 +279,7 @@ def test_the_clock_ends_a_probe_but_not_before_one_a_and_one_b():
     slow = Slow()
     verdict = probe(slow, Still(), (torch.randn(40, 8),), range(40), 32, lambda: next(time))
     assert verdict.text == (
-        "clean: bits depend neither on the place in a chunk of 32 (2 rows) nor on the other rows "
-        "(16 rows)"
+        "clean: 16 rows keep their bits wherever they stand in a chunk of 32 and whatever stands "
+        "beside them"
     )
-    assert slow.runs == 8  # three to settle, two rows at every slot, three mixed chunks
+    assert slow.runs == 9  # two to settle, four in order and shifted, three beside others
