@@ -5,13 +5,8 @@
 #   scripts/lint.sh --fix    rewrites what clang-format and ruff can
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source scripts/steps.sh
 
-# check TITLE COMMAND...: all of them run, and what failed is told at the end.
-failed=()
-check() {
-  printf '\n== %s\n' "$1"
-  "${@:2}" || failed+=("$1")
-}
 # Tracked and new files alike, never ignored ones.
 files() { git ls-files --cached --others --exclude-standard --deduplicate -- "$@" | while read -r f; do
   [ -e "$f" ] && echo "$f"
@@ -30,15 +25,10 @@ fi
 
 format_cpp() { files '*.cc' '*.h' | xargs "$clang_format" --dry-run -Werror; }
 
-check "clang-format" format_cpp
-check "ruff check" "$ruff" check .
-check "ruff format" "$ruff" format --check .
-check "mypy --strict" .venv/bin/python -m mypy --strict -p tensorkey
-check "the stub of _core as it was reviewed" scripts/stub.sh --check
-check "clang-tidy" scripts/tidy.sh
-
-if ((${#failed[@]})); then
-  printf '\nlint failed: %s\n' "${failed[*]}" >&2
-  exit 1
-fi
-printf '\nlint passed\n'
+step "clang-format" format_cpp
+step "ruff check" "$ruff" check .
+step "ruff format" "$ruff" format --check .
+step "mypy --strict" .venv/bin/python -m mypy --strict -p tensorkey
+step "the stub of _core as it was reviewed" scripts/stub.sh --check
+step "clang-tidy" scripts/tidy.sh
+finish lint

@@ -260,9 +260,8 @@ def test_a_tensor_resurrected_by_its_owner_is_alive_or_a_miss():
 
 @pytest.mark.parametrize("framework", ["numpy", "torch"])
 def test_address_reuse_gives_no_stale_hit(framework):
-    """Millions were run once (bench/map); here enough that addresses repeat thousands of times."""
     make = pytest.importorskip(framework).zeros
-    d, addresses, cycles = by_identity(), set(), 20_000
+    d, addresses, cycles = by_identity(), set(), 1_000_000
     before = None
     for i in range(cycles):
         x = make(2)
@@ -274,7 +273,7 @@ def test_address_reuse_gives_no_stale_hit(framework):
             before = len(gc.get_objects())
     del x
     gc.collect()
-    assert len(addresses) < cycles / 2, "no address was reused: the test proves nothing"
+    assert len(addresses) < cycles / 100, "no address was reused: the test proves nothing"
     assert len(d) == 0
     assert len(gc.get_objects()) <= before + 50
 
