@@ -24,7 +24,7 @@ using Digest = std::array<std::uint8_t, 32>;
 
 struct DigestOptions {
   const Digest* key = nullptr;  // not null: BLAKE3's keyed_hash mode with these 32 bytes
-  unsigned threads = 0;         // most threads for a large input; 0: one for each usable CPU, at most 8
+  unsigned threads = 0;  // most threads for a large input; 0: one for each usable CPU, at most 8
 };
 
 // Rows of `bytes` bytes each; row i begins at data + i * stride. stride may be any number, also

@@ -73,7 +73,8 @@ struct TupleMember {
   TensorView view;
 };
 
-TENSORKEY_EXPORT Key tuple_key(std::span<const TupleMember> members, const KeyOptions& options = {});
+TENSORKEY_EXPORT Key tuple_key(std::span<const TupleMember> members,
+                               const KeyOptions& options = {});
 
 // out[i] = tuple_key of the i-th rows. Throws kInvalidArgument unless every member has rank 1 or
 // more and out.size() rows. One member alone still makes a tuple key.
@@ -89,7 +90,8 @@ struct Structure {
 };
 
 // Two tensors have the same structure key iff they agree in dtype, shape, byte strides and
-// Structure. The elements are not read; view.data may be null. No option but scope and secret counts.
+// Structure. The elements are not read; view.data may be null. No option but scope and secret
+// counts.
 TENSORKEY_EXPORT Key structure_key(const TensorView& view, const Structure& structure = {},
                                    const KeyOptions& options = {});
 

@@ -59,8 +59,8 @@ class TENSORKEY_EXPORT MemoBatch {
   // and unless its rows have the dtype and shape of the rows already known.
   void insert(std::size_t first, std::size_t count, const TensorView& output, double seconds);
 
-  // Writes rows() * bytes-of-a-row bytes. Throws kInvalidArgument if a missing row was not inserted,
-  // if rows differ in dtype or shape, or unless out has exactly the size.
+  // Writes rows() * bytes-of-a-row bytes. Throws kInvalidArgument if a missing row was not
+  // inserted, if rows differ in dtype or shape, or unless out has exactly the size.
   void assemble(std::span<std::byte> out) const;
 
  private:
@@ -79,7 +79,8 @@ class TENSORKEY_EXPORT Memo {
   Memo& operator=(const Memo&) = delete;
 
   // The members are tensors whose first dim is the batch: one makes content keys, several make
-  // tuple keys. Throws as row_keys and tuple_row_keys do; kInvalidArgument if the batch sizes differ.
+  // tuple keys. Throws as row_keys and tuple_row_keys do; kInvalidArgument if the batch sizes
+  // differ.
   [[nodiscard]] MemoBatch lookup(std::span<const TupleMember> members, const KeyOptions& options);
 
   [[nodiscard]] MemoStats stats() const;

@@ -37,8 +37,8 @@ struct Entry {
 using EntryPtr = std::shared_ptr<const Entry>;
 
 struct StoreStats {
-  std::size_t bound = 0;    // bytes
-  std::size_t bytes = 0;    // of them taken, metadata included
+  std::size_t bound = 0;  // bytes
+  std::size_t bytes = 0;  // of them taken, metadata included
   std::size_t entries = 0;
   std::uint64_t insertions = 0;
   std::uint64_t evictions = 0;

@@ -78,7 +78,7 @@ std::string tensorflow_device(PyObject* tensor);  // "cpu", "gpu:0"
 [[noreturn]] void unsupported(const std::string& text);
 [[noreturn]] void has_no_value(PyObject* object);  // a symbolic tensor
 [[noreturn]] void not_a_tensor(PyObject* object, std::string_view instead);
-std::string type_name(PyObject* object);           // "torch.Tensor"
+std::string type_name(PyObject* object);  // "torch.Tensor"
 
 // str(object).
 std::string text_of(nanobind::handle object);

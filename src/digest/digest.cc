@@ -42,7 +42,8 @@ void blake3_rows(RowSpan rows, std::span<Digest> out, const DigestOptions& optio
   }
   if (threads == 1) return internal::roots(mode, rows, out);
   // Units of about 1 MiB: large enough to fill the lanes, small enough to share out evenly.
-  const std::size_t per_unit = std::max<std::size_t>(1, (std::size_t{1} << 20) / rows.bytes);
+  const std::size_t row_bytes = std::max<std::size_t>(1, rows.bytes);
+  const std::size_t per_unit = std::max<std::size_t>(1, (std::size_t{1} << 20) / row_bytes);
   const std::size_t units = (rows.count + per_unit - 1) / per_unit;
   const auto work = [&](std::size_t unit) noexcept {
     const std::size_t at = unit * per_unit;

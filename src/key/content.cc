@@ -14,7 +14,6 @@ namespace tensorkey {
 namespace {
 
 using internal::Blake3Stream;
-using internal::Header;
 using internal::kTileBytes;
 
 Digest content_digest(const TensorView& view, const Digest& header, bool canonical) {
