@@ -55,8 +55,10 @@ def main() -> None:
         machine = ", ".join(f"{key} {value}" for key, value in report["machine"].items())
         about, _, rest = report["about"].partition("\n")
         lines += [f"## {about}", ""]
-        lines += [part for part in rest.strip().split("\n\n") if part[:4] != "    "]
-        lines += ["", f"`{path.stem}`: {machine}, rounds {report['rounds']}.", ""]
+        for paragraph in rest.strip().split("\n\n"):
+            if not paragraph.startswith("    "):  # how to call the program
+                lines += [paragraph, ""]
+        lines += [f"`{path.stem}`: {machine}, rounds {report['rounds']}.", ""]
         for title, rows in report["tables"].items():
             lines += table_of(title, rows)
     page.write_text("\n".join(lines).rstrip() + "\n")

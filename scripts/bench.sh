@@ -25,4 +25,4 @@ for question in "${questions[@]}"; do
     esac
   done
 done
-printf '\nresults: build/bench\n'
+printf '\nresults: build/bench; bench/report.py makes docs/benchmarks.md of them\n'
