@@ -5,6 +5,8 @@
 #include <nanobind/operators.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <string>
 #include <vector>
 
@@ -130,6 +132,10 @@ std::size_t index_of(Py_ssize_t index, std::size_t size) {
     throw nb::index_error("index out of range");
   }
   return static_cast<std::size_t>(index);
+}
+
+std::ptrdiff_t count_of(const Keys& keys, const Key& key) {
+  return std::ranges::count(keys.keys, key);
 }
 
 constexpr const char* kKeyDoc =
@@ -275,6 +281,29 @@ void init_key(nb::module_& m) {
            [](const Keys& self, Py_ssize_t index) {
              return self.keys[index_of(index, self.keys.size())];
            })
+      .def("__getitem__",
+           [](const Keys& self, const nb::slice& slice) {
+             const auto [start, stop, step, length] = slice.compute(self.keys.size());
+             Keys part;
+             for (std::size_t i = 0; i < length; ++i) {
+               part.keys.push_back(
+                   self.keys[static_cast<std::size_t>(start + static_cast<Py_ssize_t>(i) * step)]);
+             }
+             return part;
+           })
+      .def("__contains__",
+           [](const Keys& self, const Key& key) { return count_of(self, key) != 0; })
+      .def(
+          "__contains__", [](const Keys&, nb::handle) { return false; }, "value"_a.none())
+      .def("count", &count_of, "value"_a, "How many rows have this key.")
+      .def(
+          "index",
+          [](const Keys& self, const Key& key) {
+            const auto found = std::ranges::find(self.keys, key);
+            if (found == self.keys.end()) throw nb::value_error("no row has this key");
+            return found - self.keys.begin();
+          },
+          "value"_a, "The first row with this key; ValueError if there is none.")
       .def(
           "__eq__", [](const Keys& self, const Keys& other) { return self.keys == other.keys; },
           nb::is_operator(), nb::sig("def __eq__(self, arg: object, /) -> bool"))

@@ -140,6 +140,15 @@ def test_row_keys_are_a_sequence_and_a_buffer():
     assert list(keys) == [tk.key(row) for row in X]
     with pytest.raises(IndexError):
         keys[2]
+    assert list(keys[::-1]) == list(keys)[::-1]
+    assert len(keys[2:]) == 0
+    assert keys.index(keys[1]) == 1
+    assert keys.count(keys[0]) == 1
+    assert keys[0] in keys
+    assert tk.key(X) not in keys
+    assert "text" not in keys
+    with pytest.raises(ValueError, match="no row"):
+        keys.index(tk.key(X))
     array = np.asarray(keys)
     assert array.shape == (2, 32)
     assert array.dtype == np.uint8
