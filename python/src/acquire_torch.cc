@@ -144,6 +144,29 @@ bool has_elements(const dlpack::Tensor& dl) {
   return true;
 }
 
+// Tensors of this many bytes are asked for the size of their storage. Below it the question costs
+// more than the view, and glibc keeps the memory mapped: a storage shrunk behind its tensor then
+// gives a key of whatever lies there, as reading the tensor in PyTorch does.
+constexpr std::size_t kAskStorageFrom = std::size_t{128} * 1024;
+
+// REQUIRES: memory and elements; strides as PyTorch has them, never negative.
+void check_storage(PyObject* object, const dlpack::Tensor& dl) {
+  std::size_t reach = 1;
+  for (std::int32_t d = 0; d < dl.ndim; ++d) {
+    reach += static_cast<std::size_t>(dl.shape[d] - 1) * static_cast<std::size_t>(dl.strides[d]);
+  }
+  reach *= (std::size_t{dl.dtype.bits} * dl.dtype.lanes + 7) / 8;
+  if (reach < kAskStorageFrom) return;
+  const nb::object storage = nb::handle(object).attr("untyped_storage")();
+  const auto begin = nb::cast<std::uintptr_t>(storage.attr("data_ptr")());
+  const auto size = nb::cast<std::size_t>(storage.attr("nbytes")());
+  const std::size_t offset = reinterpret_cast<std::uintptr_t>(dl.data) + dl.byte_offset - begin;
+  if (offset > size || reach > size - offset) {
+    refuse_torch(object, "its storage has " + std::to_string(size) + " bytes, and it needs " +
+                             std::to_string(offset + reach) + "; pass it before resize_");
+  }
+}
+
 }  // namespace
 
 TorchTensor torch_tensor(PyObject* object) {
@@ -182,6 +205,7 @@ void borrow_torch(PyObject* object, Loan& loan) {
     }
     return borrow_torch(resolved.ptr(), loan);
   }
+  if (dl.data != nullptr && dl.strides != nullptr && has_elements(dl)) check_storage(object, dl);
   const auto rank = static_cast<std::size_t>(dl.ndim);
   loan.object = nb::borrow(object);
   loan.framework = Framework::kTorch;

@@ -96,6 +96,12 @@ def freed() -> Tensor:
     return x
 
 
+def shrunk() -> Tensor:
+    x = torch.ones(100, 1000)[1:]
+    x.untyped_storage().resize_(64)
+    return x
+
+
 class Mine(Tensor):
     pass
 
@@ -105,6 +111,7 @@ REFUSED: list[tuple[str, Callable[[], object], str]] = [
     ("functional", lambda: torch._to_functional_tensor(torch.ones(3)), TRACED),
     ("zero", lambda: torch._efficientzerotensor((3,)), r"zero tensor.*x\.clone\(\)"),
     ("freed", freed, "elements and no memory"),
+    ("shrunk", shrunk, "its storage has 64 bytes, and it needs 400000"),
     ("sparse", lambda: torch.eye(3).to_sparse(), r"layout torch\.sparse_coo.*to_dense"),
     ("csr", lambda: torch.eye(3).to_sparse_csr(), r"layout torch\.sparse_csr"),
     ("mkldnn", lambda: torch.eye(3).to_mkldnn(), r"layout torch\._mkldnn"),
