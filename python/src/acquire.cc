@@ -68,6 +68,17 @@ nb::object imported(const char* module, const char* name) {
   return nb::borrow(found).attr(name);
 }
 
+const char* framework_name(Framework framework) noexcept {
+  switch (framework) {
+    case Framework::kBuffer: return "buffer";
+    case Framework::kNumpy: return "numpy";
+    case Framework::kTorch: return "torch";
+    case Framework::kJax: return "jax";
+    case Framework::kTensorflow: return "tensorflow";
+  }
+  return "buffer";
+}
+
 void borrow(PyObject* object, Loan& loan) {
   switch (kind_of(Py_TYPE(object))) {
     case Kind::kTorch: return borrow_torch(object, loan);

@@ -20,6 +20,9 @@ namespace tensorkey::python {
 // Whose tensor it was: what iteration over a mapping gives back.
 enum class Framework : std::uint8_t { kBuffer, kNumpy, kTorch, kJax, kTensorflow };
 
+// "buffer", "numpy", "torch", "jax", "tensorflow".
+const char* framework_name(Framework framework) noexcept;
+
 struct Loan {
   TensorView view;
   Framework framework = Framework::kBuffer;

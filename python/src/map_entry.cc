@@ -233,17 +233,6 @@ std::size_t count_entries(Mapping& mapping) {
   return mapping.entries.size();
 }
 
-const char* framework_name(Framework framework) noexcept {
-  switch (framework) {
-    case Framework::kBuffer: return "buffer";
-    case Framework::kNumpy: return "numpy";
-    case Framework::kTorch: return "torch";
-    case Framework::kJax: return "jax";
-    case Framework::kTensorflow: return "tensorflow";
-  }
-  return "buffer";
-}
-
 Framework framework_from_name(std::string_view name) {
   for (const Framework framework : {Framework::kBuffer, Framework::kNumpy, Framework::kTorch,
                                     Framework::kJax, Framework::kTensorflow}) {

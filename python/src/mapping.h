@@ -147,7 +147,6 @@ void init_map_bulk(nanobind::module_& module);
 void init_unique(nanobind::module_& module);
 void update_from(Mapping& mapping, Mapping& other);
 
-const char* framework_name(Framework framework) noexcept;
 Framework framework_from_name(std::string_view name);
 
 // The mapping inside a TensorKeyDict or TensorKeySet. Throws Error if __init__ was not called.

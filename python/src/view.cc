@@ -23,17 +23,6 @@ struct Description {
   bool host_copy;
 };
 
-const char* name_of(Framework framework) {
-  switch (framework) {
-    case Framework::kBuffer: return "buffer";
-    case Framework::kNumpy: return "numpy";
-    case Framework::kTorch: return "torch";
-    case Framework::kJax: return "jax";
-    case Framework::kTensorflow: return "tensorflow";
-  }
-  return "unknown";
-}
-
 Description describe(nb::handle tensor) {
   const Borrowed borrowed(tensor.ptr());
   const TensorView& view = borrowed.view();
@@ -43,7 +32,7 @@ Description describe(nb::handle tensor) {
   return {.dtype = std::string(to_string(view.dtype)),
           .unit = std::string(view.dtype_params),
           .shape = nb::tuple(shape),
-          .framework = name_of(borrowed.framework()),
+          .framework = framework_name(borrowed.framework()),
           .host_copy = borrowed.host_copy()};
 }
 

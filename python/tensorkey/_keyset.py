@@ -58,6 +58,24 @@ def safe_repr(mapping: Any) -> str:
     return f"<{type(mapping).__name__} by {mapping.by}{canonical}: {size} {noun}{entries}>"
 
 
+def reduce_entries(container: Any, name: str) -> tuple[Any, ...]:
+    """Return what pickles a mapping or set: how to make an empty one, and its entries."""
+    if container.by == "identity":
+        raise TypeError(
+            f"cannot pickle a {name} with by='identity': its keys are objects of this process; "
+            "use by='content'"
+        )
+    state = (_core.map_export(container), container.__dict__)
+    return new_mapping, (type(container), container.by, container.canonical), state
+
+
+def restore_entries(container: Any, state: tuple[list[Any], dict[str, Any]]) -> None:
+    """Fill an empty mapping or set with what reduce_entries() gave."""
+    entries, attributes = state
+    _core.map_import(container, entries)
+    container.__dict__.update(attributes)
+
+
 class TensorKeySet(_core.TensorKeySetBase):
     """A set of tensors of any framework; what makes two of them equal is as in `TensorKeyDict`.
 
@@ -118,18 +136,10 @@ class TensorKeySet(_core.TensorKeySetBase):
         return new
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self.by == "identity":
-            raise TypeError(
-                "cannot pickle a TensorKeySet with by='identity': its keys are objects of this "
-                "process; use by='content'"
-            )
-        state = (_core.map_export(self), self.__dict__)
-        return new_mapping, (type(self), self.by, self.canonical), state
+        return reduce_entries(self, "TensorKeySet")
 
     def __setstate__(self, state: tuple[list[Any], dict[str, Any]]) -> None:
-        entries, attributes = state
-        _core.map_import(self, entries)
-        self.__dict__.update(attributes)
+        restore_entries(self, state)
 
     def update(self, *others: Iterable[Any]) -> None:
         """Put in all tensors of the others."""

@@ -197,7 +197,9 @@ class _Run:
         """Measure (a) and (b) for chunks of several rows."""
         rows = self._rows
         if len(rows) < 2:
-            return self._apart(chunk)
+            return self._apart(chunk) or Verdict(
+                chunk, "slot clean, neighbours not yet measured: only one row", complete=False
+            )
         gap = self._screen(chunk)
         if not gap.rows:
             return Verdict(
@@ -206,7 +208,7 @@ class _Run:
                 f"{chunk} and whatever stands beside them",
             )
         verdict = self._apart(chunk)
-        if verdict.chunk != chunk:
+        if verdict is not None:
             return verdict
         if not gap.slight:
             raise Refusal(f"rows change when their order in a chunk does, by up to {_size(gap)}")
@@ -223,14 +225,13 @@ class _Run:
         with every second row replaced, and among nothing but its equals, it has other neighbours: a
         length or a largest value of the batch shows when the row that has it is not there.
         """
-        subject, rows = self._subject, self._rows
+        rows = self._rows
         count = len(rows)
         order = [slot % count for slot in range(chunk)]
         output = self._chunk([rows[i] for i in order])
 
         def compare(other: Any, slots: Sequence[int], positions: Sequence[int]) -> Gap:
-            first = subject.take((output,), positions)[0]
-            return subject.gap(first, subject.take((other,), slots)[0])
+            return self._compare(output, positions, other, slots)
 
         def shifted(shift: int) -> Gap:
             turned = [(slot + shift) % count for slot in range(chunk)]
@@ -261,8 +262,8 @@ class _Run:
                 break
         return Gap()
 
-    def _apart(self, chunk: int) -> Verdict:
-        """Measure (a), then (b), each by itself."""
+    def _apart(self, chunk: int) -> Verdict | None:
+        """Measure (a), then (b), each by itself; None if both are clean."""
         subject, rows = self._subject, self._rows
         same: list[Any] = []
         worst, moved = Gap(), 0
@@ -286,16 +287,9 @@ class _Run:
                 f"slot: {moved} of {len(same)} rows change in the last bits with their place in a "
                 f"chunk of {chunk}, by up to {_size(worst)}: runs one row at a time",
             )
-        if len(rows) < 2:
-            return Verdict(
-                chunk, "slot clean, neighbours not yet measured: only one row", complete=False
-            )
-        self._neighbours(chunk, same)
-        return Verdict(
-            chunk,
-            f"clean: bits depend neither on the place in a chunk of {chunk} ({len(same)} rows) "
-            f"nor on the other rows ({len(rows)} rows)",
-        )
+        if len(rows) > 1:
+            self._neighbours(chunk, same)
+        return None
 
     def _neighbours(self, chunk: int, same: list[Any]) -> None:
         """Compare rows of a mixed chunk with themselves among equals, and with one other row.
@@ -310,11 +304,12 @@ class _Run:
         for i, alone in enumerate(same):
             slots = range(i, chunk, len(rows))
             if slots:
-                gaps.append(self._at(slots, output, alone))
+                gaps.append(self._compare(output, slots, alone, slots))
         for kept in (0, 1):
             other = rows[1 - kept] if len(rows) == 2 else rows[kept]
             replaced = [rows[i] if slot % 2 == kept else other for slot, i in enumerate(mixed)]
-            gaps.append(self._at(range(kept, chunk, 2), output, self._chunk(replaced)))
+            slots = range(kept, chunk, 2)
+            gaps.append(self._compare(output, slots, self._chunk(replaced), slots))
         changed = sum(gap.rows for gap in gaps)
         if changed:
             worst = max((gap for gap in gaps if gap.rows), key=lambda gap: gap.ulps)
@@ -324,9 +319,10 @@ class _Run:
                 + (": chunk=1 runs each row alone" if worst.slight else "")
             )
 
-    def _at(self, slots: Sequence[int], one: Any, other: Any) -> Gap:
+    def _compare(self, one: Any, positions: Sequence[int], other: Any, slots: Sequence[int]) -> Gap:
+        """Compare rows of one output with rows of another."""
         take = self._subject.take
-        return self._subject.gap(take((one,), slots)[0], take((other,), slots)[0])
+        return self._subject.gap(take((one,), positions)[0], take((other,), slots)[0])
 
     def alone(self, reason: str) -> Verdict:
         """Measure (b) for chunks of one row: alone against in the caller's batch."""

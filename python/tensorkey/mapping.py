@@ -7,7 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Mutable
 from typing import Any, Literal, TypeVar
 
 from tensorkey import _core
-from tensorkey._keyset import TensorKeySet, new_mapping, safe_repr
+from tensorkey._keyset import (
+    TensorKeySet,
+    new_mapping,
+    reduce_entries,
+    restore_entries,
+    safe_repr,
+)
 from tensorkey._unique import unique
 from tensorkey._views import ItemsView, KeysView, ValuesView
 
@@ -149,18 +155,10 @@ class TensorKeyDict(_core.TensorKeyDictBase[V]):
         return new
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self.by == "identity":
-            raise TypeError(
-                "cannot pickle a TensorKeyDict with by='identity': its keys are objects of this "
-                "process; use by='content'"
-            )
-        state = (_core.map_export(self), self.__dict__)
-        return new_mapping, (type(self), self.by, self.canonical), state
+        return reduce_entries(self, "TensorKeyDict")
 
     def __setstate__(self, state: tuple[list[Any], dict[str, Any]]) -> None:
-        entries, attributes = state
-        _core.map_import(self, entries)
-        self.__dict__.update(attributes)
+        restore_entries(self, state)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TensorKeyDict):
