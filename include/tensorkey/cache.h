@@ -1,0 +1,139 @@
+// The activation cache: entries under keys, never more bytes than its bound, the most useful ones
+// kept, and one computation for each missing key however many threads ask for it.
+//
+//   ActivationCache cache({.memory = std::size_t{2} << 30});
+//   EntryPtr entry = cache.get_or_compute(key, [&] { return make_entry(...); });
+//   if (EntryPtr known = cache.find(key)) use(known->tensor(0).data);
+//
+// All calls are thread-safe; hits take no exclusive lock. A miss is a null pointer. The bound
+// covers values and metadata, the index and the policy's own memory, and entries that left the
+// cache while a caller still holds them; room is reserved before a byte is written. What to keep is
+// decided by the policy of docs/eviction.md, from how often an entry is asked for, what it costs to
+// compute again and its size. After fork() the child goes on with what it inherited; computations
+// of other threads are gone there, and whoever needs their keys computes them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <tensorkey/entry.h>
+#include <tensorkey/export.h>
+#include <tensorkey/key.h>
+
+namespace tensorkey {
+
+namespace internal {
+class MemoryTier;
+class Flights;
+}  // namespace internal
+
+struct CacheOptions {
+  std::size_t memory = std::size_t{1} << 30;  // bytes; at least 4 KiB
+  double ttl = 0;                             // seconds that an entry lives; 0: for ever
+};
+
+// One consistent snapshot; hits + misses() == lookups().
+struct CacheStats {
+  std::size_t bound = 0;     // bytes
+  std::size_t bytes = 0;     // of them taken or reserved
+  std::size_t metadata = 0;  // of these, what is not in entries: index and policy
+  std::size_t pinned = 0;    // bytes of pinned entries
+  std::size_t entries = 0;
+  std::uint64_t hits = 0;
+  std::uint64_t misses_new = 0;      // keys not seen before, as far as the policy remembers
+  std::uint64_t misses_evicted = 0;  // keys seen before: evicted, refused or removed since
+  std::uint64_t misses_expired = 0;  // there, but older than ttl
+  std::uint64_t insertions = 0;
+  std::uint64_t evictions = 0;
+  std::uint64_t expirations = 0;
+  std::uint64_t rejections = 0;  // computed, but not worth or not fitting the room: not stored
+  std::uint64_t corrupt = 0;     // encoded entries that load() refused
+  std::uint64_t waits = 0;       // lookups answered by a computation of another thread
+  std::uint64_t distinct = 0;    // keys ever asked for, estimated (HyperLogLog, about 1.6 %)
+
+  [[nodiscard]] std::uint64_t misses() const noexcept {
+    return misses_new + misses_evicted + misses_expired;
+  }
+  [[nodiscard]] std::uint64_t lookups() const noexcept { return hits + misses(); }
+};
+
+// An entry of a snapshot().
+struct EntryInfo {
+  Key key;
+  std::uint64_t scope = 0;
+  std::size_t bytes = 0;
+  double seconds = 0;
+  bool pinned = false;
+};
+
+// The number under which purge() finds the entries stored for a scope.
+TENSORKEY_EXPORT std::uint64_t scope_id(std::string_view scope);
+
+class TENSORKEY_EXPORT ActivationCache {
+ public:
+  // Throws kInvalidArgument for a bound below 4 KiB or a ttl that is negative or not finite.
+  explicit ActivationCache(const CacheOptions& options = {});
+  ~ActivationCache();
+  ActivationCache(const ActivationCache&) = delete;
+  ActivationCache& operator=(const ActivationCache&) = delete;
+
+  // Lookups. They count as hits or misses.
+  [[nodiscard]] EntryPtr find(const Key& key);
+  // out[i] = find(keys[i]). Throws kInvalidArgument unless the sizes agree.
+  void find(std::span<const Key> keys, std::span<EntryPtr> out);
+  // Copies the values of the first tensor, if it is there and has exactly out.size() bytes: the
+  // cheapest hit, no reference is taken.
+  bool read(const Key& key, std::span<std::byte> out);
+
+  // Neither counted nor seen by the policy.
+  [[nodiscard]] bool contains(const Key& key) const;
+
+  // The entry as it is stored now; null if it was rejected. A key that is there already keeps its
+  // entry: equal keys have equal values. Throws as make_entry does.
+  EntryPtr insert(const EntryParts& parts, std::uint64_t scope = 0);
+
+  // find(), or the entry that `compute` makes; it is called by one thread at a time for each key,
+  // the others wait for it. It must not return null, and its entry must have this key. What it
+  // throws reaches all who wait and is not stored; the next caller tries again. Throws
+  // kInvalidArgument if compute asks for its own key.
+  EntryPtr get_or_compute(const Key& key, const std::function<EntryPtr()>& compute,
+                          std::uint64_t scope = 0);
+
+  // Inserts an entry from its bytes (docs/entry_format.md). Bytes that are no whole entry, or that
+  // a holder of this secret did not write, are a counted refusal: false, and nothing is stored.
+  bool load(std::span<const std::byte> encoded, std::uint64_t scope = 0,
+            std::optional<std::span<const std::uint8_t, 32>> secret = std::nullopt);
+
+  bool remove(const Key& key);             // whether it was there
+  std::size_t purge(std::uint64_t scope);  // number of entries removed
+  void clear();
+  // A pinned entry is neither evicted nor does it expire. False if the key is not there.
+  bool pin(const Key& key);
+  bool unpin(const Key& key);
+  // Evicts down to a smaller bound before it returns; what callers hold goes when they let go.
+  void resize(std::size_t memory);
+
+  // What is there now, in no order.
+  [[nodiscard]] std::vector<EntryInfo> snapshot() const;
+  [[nodiscard]] CacheStats stats() const;
+  void reset_stats();
+
+  // Appends every access as a line "key size cost time" (docs/trace_format.md) until the file has
+  // `limit` bytes. The file is made anew, readable by its owner alone. Throws kIo if it cannot be
+  // opened or is a link. An empty path ends the trace.
+  void trace(const std::string& path, std::size_t limit = std::size_t{64} << 20);
+
+ private:
+  friend class Memo;
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace tensorkey

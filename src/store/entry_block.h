@@ -1,0 +1,64 @@
+// The memory of an entry: one block that holds everything, from the count of its owners to its
+// values, so that a hit touches as few cache lines as possible.
+//
+//   Block | [input key] | Item for each tensor | dims of all | names of all | data of each, aligned
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include <tensorkey/entry.h>
+
+#include "policy/policy.h"
+
+namespace tensorkey::internal {
+
+// Bytes that a cache answers for: what is there, and what readers still hold. An entry that
+// outlives its cache keeps the account alive.
+struct Account {
+  std::atomic<std::size_t> bytes{0};
+};
+
+struct Block final : Entry {
+  PolicyNode policy;  // size and cost stand here; the hash is of the key
+  mutable std::atomic<std::uint32_t> owners{1};
+  std::uint32_t tensors = 0;
+  Key key;
+  std::uint64_t scope = 0;   // purge() finds entries by it
+  std::int64_t expires = 0;  // tick of src/store/clock.h; 0: never
+  bool has_input = false;
+  bool pinned = false;  // guarded by the cache's mutex
+  double seconds = 0;
+  std::size_t footprint = 0;
+  std::shared_ptr<Account> account;  // gets the footprint back; null: nobody does
+
+  Block() = default;
+  ~Block() = default;
+};
+
+// Of one tensor; places are bytes from the beginning of the block.
+struct Item {
+  std::uint64_t data;
+  std::uint64_t bytes;
+  std::uint64_t dims;
+  std::uint64_t name;
+  std::uint32_t name_bytes;
+  std::uint16_t rank;
+  DType dtype;
+  Strides strides;
+  Codec codec;
+};
+
+// A block with one owner, its values copied, no account. REQUIRES: footprint is
+// entry_footprint(parts), which has checked the parts.
+Block* allocate_block(const EntryParts& parts, std::size_t footprint);
+
+inline const Block& block_of(const Entry& entry) { return static_cast<const Block&>(entry); }
+
+void retain(const Entry& entry) noexcept;
+void release(const Entry& entry) noexcept;  // the last owner frees the block
+
+}  // namespace tensorkey::internal
