@@ -2,25 +2,31 @@
 // for the caller to compute, and the answer is assembled in the order of the batch. It knows no
 // framework: a frontend converts, runs its layer on the missing rows, and converts back.
 //
-//   Memo memo(std::make_shared<MemoryStore>(std::size_t{1} << 30));
+//   Memo memo(std::make_shared<ActivationCache>());
 //   MemoBatch batch = memo.lookup(members, {.scope = fingerprint});
-//   for (std::size_t first = 0; first < batch.missing().size(); first += 32)
-//     batch.insert(first, run(rows at batch.missing()[first ...]), seconds);
+//   do {
+//     for (std::size_t first = 0; first < batch.missing().size(); first += 32)
+//       batch.insert(first, 32, run(rows at batch.missing()[first ...]), seconds);
+//   } while (batch.wait() != MemoBatch::Wait::kDone);  // rows that other threads compute
 //   batch.assemble(out);                        // rows() rows, hits and computed ones, in order
 //
 // Memo is thread-safe; a MemoBatch belongs to one thread. Rows are told apart by their tuple keys
 // (or content keys, for one tensor), so the promise is that of keys: 128-bit collision resistance.
+// Each missing row is computed by one thread at a time: the batch that lists it leads, the others
+// wait for it. A batch that is dropped gives up what it leads, and who waits computes it.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <span>
 #include <vector>
 
+#include <tensorkey/cache.h>
+#include <tensorkey/entry.h>
 #include <tensorkey/export.h>
 #include <tensorkey/key.h>
-#include <tensorkey/store.h>
 #include <tensorkey/view.h>
 
 namespace tensorkey {
@@ -28,13 +34,23 @@ namespace tensorkey {
 // hits + misses == lookups, always.
 struct MemoStats {
   std::uint64_t batches = 0;
-  std::uint64_t lookups = 0;      // rows asked for
-  std::uint64_t hits = 0;         // rows that need not be run
-  std::uint64_t duplicates = 0;   // of the hits, those answered by another row of their own batch
-  std::uint64_t misses = 0;       // distinct rows to be run
+  std::uint64_t lookups = 0;     // rows asked for
+  std::uint64_t hits = 0;        // rows that need not be run
+  std::uint64_t duplicates = 0;  // of the hits, those answered by another row of their own batch
+  std::uint64_t waits = 0;       // of the hits, those that another thread was computing
+  std::uint64_t misses = 0;      // distinct rows to be run: the sum of the reasons below
+  std::uint64_t misses_new = 0;  // not seen before, as far as the policy remembers
+  std::uint64_t misses_evicted = 0;
+  std::uint64_t misses_expired = 0;
+  std::uint64_t rejections = 0;   // computed, not stored
   std::uint64_t padded_rows = 0;  // rows run only to fill a chunk
+  std::uint64_t bytes_read = 0;   // of answers that came from the cache
   double seconds_saved = 0;       // what the hits cost when they were computed
   double seconds_spent = 0;       // in computing misses, as told to insert()
+  double seconds_digest = 0;      // in making keys
+  double seconds_lookup = 0;      // in finding entries
+  double seconds_insert = 0;      // in storing entries
+  double seconds_copy = 0;        // in assembling answers
 };
 
 class Memo;
@@ -47,7 +63,8 @@ class TENSORKEY_EXPORT MemoBatch {
 
   [[nodiscard]] std::size_t rows() const noexcept;
 
-  // Position in the batch of each row to compute: the first of each distinct key, ascending.
+  // Position in the batch of each row to compute: the first of each distinct key, ascending. Rows
+  // that another thread computes are not listed. Valid until wait().
   [[nodiscard]] std::span<const std::int64_t> missing() const noexcept;
 
   // A row that is known (a hit, or one inserted): it tells dtype and shape. Null if there is none.
@@ -58,6 +75,17 @@ class TENSORKEY_EXPORT MemoBatch {
   // the whole chunk took. Throws kInvalidArgument unless output has rank 1 or more and count rows,
   // and unless its rows have the dtype and shape of the rows already known.
   void insert(std::size_t first, std::size_t count, const TensorView& output, double seconds);
+
+  // The computation failed: who waits for rows of this batch gets `error`, nothing is stored, and
+  // the next caller tries again. A batch that is dropped instead hands its rows over to who waits.
+  void fail(const std::exception_ptr& error) noexcept;
+
+  // Waits for the rows that other threads compute, at most `seconds` (negative: for ever). kDone:
+  // all rows are known. kMore: missing() lists rows that others gave up; compute them and wait
+  // again. kTimeout: call again. Throws what the other's computation threw. REQUIRES: all rows
+  // listed so far were inserted.
+  enum class Wait : std::uint8_t { kDone, kMore, kTimeout };
+  Wait wait(double seconds = -1);
 
   // Writes rows() * bytes-of-a-row bytes. Throws kInvalidArgument if a missing row was not
   // inserted, if rows differ in dtype or shape, or unless out has exactly the size.
@@ -70,10 +98,14 @@ class TENSORKEY_EXPORT MemoBatch {
   std::unique_ptr<Impl> impl_;
 };
 
+struct MemoOptions {
+  Codec codec = Codec::kRaw;  // how answers are kept; lossy ones are rounded before the first use
+};
+
 class TENSORKEY_EXPORT Memo {
  public:
-  // Several Memos may share a store. Throws kInvalidArgument for a null store.
-  explicit Memo(std::shared_ptr<MemoryStore> store);
+  // Several Memos may share a cache. Throws kInvalidArgument for a null one.
+  explicit Memo(std::shared_ptr<ActivationCache> cache, const MemoOptions& options = {});
   ~Memo();
   Memo(const Memo&) = delete;
   Memo& operator=(const Memo&) = delete;
@@ -84,7 +116,8 @@ class TENSORKEY_EXPORT Memo {
   [[nodiscard]] MemoBatch lookup(std::span<const TupleMember> members, const KeyOptions& options);
 
   [[nodiscard]] MemoStats stats() const;
-  [[nodiscard]] MemoryStore& store() const noexcept;
+  void reset_stats();
+  [[nodiscard]] ActivationCache& cache() const noexcept;
 
  private:
   friend class MemoBatch;
