@@ -23,6 +23,8 @@ HEADER_LAYER = {
     "error": "base",
     "version": "base",
     "dtype": "view",
+    "bypass": "memo",
+    "hints": "memo",
     "tensorkey": "frontends",
     "torch": "frontends",
 }

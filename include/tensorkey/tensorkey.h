@@ -17,4 +17,6 @@
 
 #include <tensorkey/store.h>  // IWYU pragma: export
 
-#include <tensorkey/memo.h>  // IWYU pragma: export
+#include <tensorkey/bypass.h>  // IWYU pragma: export
+#include <tensorkey/hints.h>   // IWYU pragma: export
+#include <tensorkey/memo.h>    // IWYU pragma: export
