@@ -1,7 +1,7 @@
-// Epochs: readers use what a writer may take away at any time, without a lock (K. Fraser, "Practical
-// lock-freedom", 2004, section 5.2.3). A reader holds an EpochGuard while it looks at shared
-// structures; a writer first unlinks an object, then asks retire_epoch() for a tag, and may free the
-// object as soon as epoch_passed(tag): every reader that could have seen it is gone.
+// Epochs: readers use what a writer may take away at any time, without a lock (K. Fraser,
+// "Practical lock-freedom", 2004, section 5.2.3). A reader holds an EpochGuard while it looks at
+// shared structures; a writer first unlinks an object, then asks retire_epoch() for a tag, and may
+// free the object as soon as epoch_passed(tag): every reader that could have seen it is gone.
 //
 // What a guard protects must be published and unlinked by seq_cst stores and loaded by seq_cst
 // loads. Guards are for moments: nothing that waits or calls foreign code happens under one. They

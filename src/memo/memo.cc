@@ -101,7 +101,7 @@ struct MemoBatch::Impl {
   std::vector<EntryPtr> entries;           // of each slot; null: to be computed
   std::vector<std::int64_t> missing_rows;  // where each missing slot first appears, ascending
   std::vector<std::size_t> missing_slots;
-  std::vector<Lead> leads;                 // of the missing slots
+  std::vector<Lead> leads;  // of the missing slots
   std::vector<Open> awaited;
   EntryPtr example;
 };

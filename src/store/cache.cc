@@ -92,8 +92,9 @@ EntryPtr ActivationCache::get_or_compute(const Key& key, const std::function<Ent
     flights.claim({&key, 1}, claims);
     const auto& [flight, role] = claims[0];
     if (role == internal::Flights::Role::kNested) {
-      invalid("::get_or_compute] the computation of this key asks for the same key; expected one "
-              "that ends");
+      invalid(
+          "::get_or_compute] the computation of this key asks for the same key; expected one "
+          "that ends");
     }
     if (role == internal::Flights::Role::kFollower && !circle) {
       const auto [outcome, entry] = flights.wait(flight, std::chrono::steady_clock::now() + kPoll);

@@ -27,7 +27,7 @@ struct Block final : Entry {
   mutable std::atomic<std::uint32_t> owners{1};
   std::uint32_t tensors = 0;
   Key key;
-  std::uint64_t scope = 0;   // purge() finds entries by it
+  std::uint64_t scope = 0;               // purge() finds entries by it
   std::atomic<std::int64_t> expires{0};  // milliseconds of the monotonic clock; 0: never
   bool has_input = false;
   bool pinned = false;  // guarded by the cache's mutex

@@ -80,7 +80,8 @@ void MemoryTier::hit(Block& block) {
   if (policy_.sampled(request.hash) && !accesses_.add(request)) {
     if (const std::unique_lock lock(mutex_, std::try_to_lock); lock) learn();
   }
-  if (trace_.on()) [[unlikely]] trace_.write(request);
+  if (trace_.on()) [[unlikely]]
+    trace_.write(request);
 }
 
 EntryPtr MemoryTier::find(const Key& key) {
@@ -129,7 +130,8 @@ bool MemoryTier::read(const Key& key, std::span<std::byte> out) {
   if (wanted && !accesses_.add(request)) {
     if (const std::unique_lock lock(mutex_, std::try_to_lock); lock) learn();
   }
-  if (trace_.on()) [[unlikely]] trace_.write(request);
+  if (trace_.on()) [[unlikely]]
+    trace_.write(request);
   return true;
 }
 
@@ -174,7 +176,8 @@ EntryPtr MemoryTier::insert(const EntryParts& parts, std::uint64_t scope) {
   const std::size_t footprint = entry_footprint(parts);
   Request request{.hash = 0, .size = footprint, .cost = parts.seconds};
   std::memcpy(&request.hash, parts.key.bytes().data(), sizeof request.hash);
-  if (trace_.on()) [[unlikely]] trace_.write(request);
+  if (trace_.on()) [[unlikely]]
+    trace_.write(request);
 
   std::unique_lock lock(mutex_);
   if (EntryPtr entry = known(parts.key)) return entry;
@@ -200,14 +203,14 @@ EntryPtr MemoryTier::insert(EntryPtr entry, std::uint64_t scope) {
   if (block.account != nullptr || block.owners.load(std::memory_order_acquire) != 1) {
     std::vector<TensorParts> tensors(block.tensors);
     for (std::size_t i = 0; i < tensors.size(); ++i) tensors[i] = block.tensor(i);
-    EntryPtr copy = insert(EntryParts{.key = block.key,
-                                      .input = block.input(),
-                                      .seconds = block.seconds,
-                                      .tensors = tensors},
-                           scope);
+    EntryPtr copy = insert(
+        EntryParts{
+            .key = block.key, .input = block.input(), .seconds = block.seconds, .tensors = tensors},
+        scope);
     return copy ? copy : entry;
   }
-  if (trace_.on()) [[unlikely]] trace_.write(block.policy.request);
+  if (trace_.on()) [[unlikely]]
+    trace_.write(block.policy.request);
   const std::lock_guard lock(mutex_);
   if (EntryPtr other = known(block.key)) return other;
   if (!reserve(block.policy.request)) return entry;

@@ -103,8 +103,8 @@ class MemoryTier {
   std::size_t pinned_ = 0;
   std::size_t swept_ = 0;
   std::size_t coming_ = 0;  // reserved, not yet published
-  CacheStats counted_;   // insertions, evictions, expirations, rejections
-  CacheStats baseline_;  // what reset_stats() forgets
+  CacheStats counted_;      // insertions, evictions, expirations, rejections
+  CacheStats baseline_;     // what reset_stats() forgets
 };
 
 }  // namespace tensorkey::internal

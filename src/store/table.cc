@@ -51,17 +51,22 @@ void Table::Free::operator()(Slots* slots) const noexcept { ::operator delete(sl
 Table::Table() : slots_(Slots::make(kFewest)) {
   // Keys are digests, but a caller may make up his own: nobody shall know where they land.
   std::random_device random;
-  for (std::uint64_t& seed : seed_) seed = (std::uint64_t{random()} << 32) | random();
+  for (std::uint64_t& seed : seeds_) seed = (std::uint64_t{random()} << 32) | random();
 }
 
 Table::~Table() { ::operator delete(slots_.load()); }
 
+// NH (Black et al., "UMAC", CRYPTO 1999) over the words of the key, with secret seeds.
 std::uint64_t Table::hash(const Key& key) const noexcept {
-  std::uint64_t words[4];
-  std::memcpy(words, key.bytes().data(), sizeof words);
-  const auto product = static_cast<unsigned __int128>(words[0] ^ words[2] ^ seed_[0]) *
-                       (words[1] ^ words[3] ^ seed_[1]);
-  return static_cast<std::uint64_t>(product) ^ static_cast<std::uint64_t>(product >> 64);
+  std::uint64_t sum = 0;
+  for (std::size_t i = 0; i < seeds_.size(); ++i) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, key.bytes().data() + i * sizeof word, sizeof word);
+    word += seeds_[i];
+    sum += (word >> 32) * (word & 0xffffffff);
+  }
+  sum *= 0x9e3779b97f4a7c15;  // the upper bits are the tag, the lower ones the place
+  return sum ^ (sum >> 32);
 }
 
 Block* Table::find(const Key& key) const noexcept {

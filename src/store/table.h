@@ -1,12 +1,13 @@
 // The index of the memory tier: entries by key, open addressing with linear probing. Readers take
-// no lock; one writer at a time, the owner's. A slot is a pointer with 16 bits of the key's hash, so
-// that a probe reads no entry that is not the wanted one (but for one in 65,536).
+// no lock; one writer at a time, the owner's. A slot is a pointer with 16 bits of the key's hash,
+// so that a probe reads no entry that is not the wanted one (but for one in 65,536).
 //
 // A removal leaves a tombstone, since moving entries would hide them from readers; the whole array
 // is made anew when three quarters are used up. Readers may still be in the old one, so the writer
 // gets it back to free it when they are gone.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -58,7 +59,7 @@ class Table {
   [[nodiscard]] std::size_t wanted_slots(std::size_t inserts) const noexcept;
   [[nodiscard]] std::size_t place_of(const Block& block) const noexcept;
 
-  std::uint64_t seed_[2];
+  std::array<std::uint64_t, 4> seeds_;
   std::atomic<Slots*> slots_;
   std::size_t size_ = 0;
   std::size_t used_ = 0;  // entries and tombstones

@@ -45,8 +45,9 @@ void Trace::write(const Request& request) {
   if (file_ == nullptr) return;
   const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start_;
   std::array<char, 128> line;
-  const int length = std::snprintf(line.data(), line.size(), "%016" PRIx64 " %" PRIu64 " %.9g %.6f\n",
-                                   request.hash, request.size, request.cost, time.count());
+  const int length =
+      std::snprintf(line.data(), line.size(), "%016" PRIx64 " %" PRIu64 " %.9g %.6f\n",
+                    request.hash, request.size, request.cost, time.count());
   const auto bytes = static_cast<std::size_t>(length);
   if (bytes > left_ || std::fwrite(line.data(), 1, bytes, file_.get()) != bytes) {
     on_ = false;  // the limit, or a full disk
