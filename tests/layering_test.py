@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-LAYERS = ("base", "view", "digest", "key", "map", "store", "memo", "frontends")
+LAYERS = ("base", "view", "digest", "key", "map", "policy", "store", "memo", "frontends", "cli")
 RANK = {layer: rank for rank, layer in enumerate(LAYERS)}
 # Public headers whose layer has another name than they have.
 HEADER_LAYER = {

@@ -35,7 +35,7 @@ class Flights;
 }  // namespace internal
 
 struct CacheOptions {
-  std::size_t memory = std::size_t{1} << 30;  // bytes; at least 4 KiB
+  std::size_t memory = std::size_t{1} << 30;  // bytes; at least 64 KiB
   double ttl = 0;                             // seconds that an entry lives; 0: for ever
 };
 
@@ -78,7 +78,7 @@ TENSORKEY_EXPORT std::uint64_t scope_id(std::string_view scope);
 
 class TENSORKEY_EXPORT ActivationCache {
  public:
-  // Throws kInvalidArgument for a bound below 4 KiB or a ttl that is negative or not finite.
+  // Throws kInvalidArgument for a bound below 64 KiB or a ttl that is negative or not finite.
   explicit ActivationCache(const CacheOptions& options = {});
   ~ActivationCache();
   ActivationCache(const ActivationCache&) = delete;
@@ -102,9 +102,10 @@ class TENSORKEY_EXPORT ActivationCache {
   // find(), or the entry that `compute` makes; it is called by one thread at a time for each key,
   // the others wait for it. It must not return null, and its entry must have this key. What it
   // throws reaches all who wait and is not stored; the next caller tries again. Throws
-  // kInvalidArgument if compute asks for its own key.
+  // kInvalidArgument if compute asks for its own key. While it waits it calls poll() ten times a
+  // second, which may throw.
   EntryPtr get_or_compute(const Key& key, const std::function<EntryPtr()>& compute,
-                          std::uint64_t scope = 0);
+                          std::uint64_t scope = 0, const std::function<void()>& poll = {});
 
   // Inserts an entry from its bytes (docs/entry_format.md). Bytes that are no whole entry, or that
   // a holder of this secret did not write, are a counted refusal: false, and nothing is stored.

@@ -19,6 +19,7 @@ enum class ErrorCode : std::uint8_t {
   kInvalidArgument = 1,  // a value out of range: Python InvalidArgument, a ValueError
   kUnsupported,          // a type, dtype or device that has no key: Python Unsupported, a TypeError
   kNotFound,             // only at() and d[k]: Python MissingKey, a KeyError
+  kIo,                   // a file or device refuses: Python StoreIOError, an OSError
   kInternal,             // a broken invariant of the library: Python InternalError, a RuntimeError
 };
 

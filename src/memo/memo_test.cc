@@ -3,9 +3,15 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
+#include <barrier>
+#include <memory>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <set>
+#include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include <tensorkey/error.h>
@@ -64,12 +70,12 @@ std::vector<float> call(Memo& memo, const std::vector<int>& ids, std::size_t chu
   return out;
 }
 
-std::shared_ptr<MemoryStore> store(std::size_t bound = 1 << 20) {
-  return std::make_shared<MemoryStore>(bound);
+std::shared_ptr<ActivationCache> cache(std::size_t memory = 1 << 20) {
+  return std::make_shared<ActivationCache>(CacheOptions{.memory = memory});
 }
 
 TEST(Memo, RunsOnlyWhatIsMissingAndKeepsTheOrder) {
-  Memo memo(store());
+  Memo memo(cache());
   call(memo, {1, 2, 3});
   const Rows input({3, 9, 1, 8, 9});
   const TupleMember member{"x", input.tensor()};
@@ -93,28 +99,38 @@ TEST(Memo, RunsOnlyWhatIsMissingAndKeepsTheOrder) {
 
 TEST(Memo, AnyPatternOfHitsGivesTheSameAnswers) {
   std::mt19937 random(7);
-  Memo memo(store(4000));  // some are evicted
+  Memo memo(cache(80'000));  // some are evicted
   for (int round = 0; round < 300; ++round) {
     std::vector<int> ids(random() % 20 + 1);
-    for (int& id : ids) id = static_cast<int>(random() % 40);
+    for (int& id : ids) id = static_cast<int>(random() % 400);
     call(memo, ids, round % 2 == 0 ? 4 : 1);
   }
   const MemoStats stats = memo.stats();
   EXPECT_EQ(stats.hits + stats.misses, stats.lookups);
   EXPECT_GT(stats.hits, stats.duplicates);
-  EXPECT_GT(memo.store().stats().evictions, 0U);
+  EXPECT_GT(memo.cache().stats().evictions, 0U);
 }
 
 TEST(Memo, EntryLargerThanTheBoundIsComputedAndNotStored) {
-  Memo memo(store(1));
-  call(memo, {1, 2});
-  call(memo, {1, 2});
+  Memo memo(cache(1 << 16));
+  const Rows x({1, 2});
+  const TupleMember member{"x", x.tensor()};
+  const Shape large{2, 1 << 15};
+  const std::vector<float> output(std::size_t{2} << 15, 1.5F);
+  for (int i = 0; i < 2; ++i) {
+    MemoBatch batch = memo.lookup({&member, 1}, {});
+    batch.insert(0, 2, view(output.data(), large), 1.0);
+    std::vector<float> out(output.size());
+    batch.assemble(std::as_writable_bytes(std::span(out)));
+    EXPECT_EQ(out, output);
+  }
   EXPECT_EQ(memo.stats().misses, 4U);
-  EXPECT_EQ(memo.store().stats().rejections, 4U);
+  EXPECT_EQ(memo.stats().rejections, 4U);
+  EXPECT_EQ(memo.cache().stats().rejections, 4U);
 }
 
 TEST(Memo, ScopesAreApart) {
-  const auto shared = store();
+  const auto shared = cache();
   Memo memo(shared);
   Memo other(shared);
   const Rows input({1, 2});
@@ -126,7 +142,7 @@ TEST(Memo, ScopesAreApart) {
 }
 
 TEST(Memo, SeveralTensorsMakeOneRow) {
-  Memo memo(store());
+  Memo memo(cache());
   const Rows x({1, 2});
   const Rows y({5, 6});
   const Rows z({5, 7});
@@ -138,12 +154,12 @@ TEST(Memo, SeveralTensorsMakeOneRow) {
   ASSERT_EQ(second.missing().size(), 1U);
   EXPECT_EQ(second.missing()[0], 1);
   ASSERT_NE(second.example(), nullptr);
-  EXPECT_EQ(second.example()->shape, Shape{kWidth});
+  EXPECT_TRUE(std::ranges::equal(second.example()->tensor(0).shape, Shape{kWidth}));
 }
 
 TEST(Memo, BadInputChangesNothing) {
   EXPECT_THROW(Memo(nullptr), Error);
-  Memo memo(store());
+  Memo memo(cache());
   EXPECT_THROW((void)memo.lookup({}, {}), Error);
   const Rows x({1, 2});
   const Rows y({1});
@@ -161,7 +177,7 @@ TEST(Memo, BadInputChangesNothing) {
   EXPECT_THROW(batch.insert(2, 1, x.tensor(), 0), Error);
   EXPECT_THROW(batch.insert(0, 2, y.tensor(), 0), Error);
   EXPECT_THROW(batch.insert(0, 1, view(x.values.data(), scalar), 0), Error);
-  EXPECT_EQ(memo.store().stats().entries, 0U);
+  EXPECT_EQ(memo.cache().stats().entries, 0U);
   batch.insert(0, 1, x.tensor(), 0);
   const Shape narrow{2, 1};
   EXPECT_THROW(batch.insert(1, 1, view(x.values.data(), narrow), 0), Error);
@@ -170,7 +186,7 @@ TEST(Memo, BadInputChangesNothing) {
 }
 
 TEST(Memo, ABatchOutlivesItsMemo) {
-  auto memo = std::make_unique<Memo>(store());
+  auto memo = std::make_unique<Memo>(cache());
   const Rows x({1, 2});
   const TupleMember member{"x", x.tensor()};
   MemoBatch batch = memo->lookup({&member, 1}, {});
@@ -182,12 +198,136 @@ TEST(Memo, ABatchOutlivesItsMemo) {
 }
 
 TEST(Memo, NoRows) {
-  Memo memo(store());
+  Memo memo(cache());
   const Rows none({});
   const TupleMember member{"x", none.tensor()};
   const MemoBatch batch = memo.lookup({&member, 1}, {});
   EXPECT_EQ(batch.rows(), 0U);
   batch.assemble({});
+}
+
+TEST(Memo, AnEntryOfAnotherKindUnderTheKeyOfARowIsNoAnswer) {
+  Memo memo(cache());
+  const Rows x({1});
+  std::array<Key, 1> keys;
+  row_keys(x.tensor(), keys);
+  memo.cache().insert({.key = keys[0]});  // no tensor at all
+  call(memo, {1});
+  EXPECT_EQ(memo.stats().misses, 1U);
+}
+
+// --- Single flight
+
+std::vector<float> finish(MemoBatch& batch, const Rows& input) {
+  do {
+    run_missing(batch, input, 2);
+  } while (batch.wait() != MemoBatch::Wait::kDone);
+  std::vector<float> out(input.values.size());
+  batch.assemble(std::as_writable_bytes(std::span(out)));
+  return out;
+}
+
+TEST(MemoThreads, ARowIsComputedByOneBatchAtATime) {
+  Memo memo(cache());
+  const Rows x({1, 2});
+  const Rows y({2, 3});
+  const TupleMember first_member{"x", x.tensor()};
+  const TupleMember second_member{"x", y.tensor()};
+  MemoBatch first = memo.lookup({&first_member, 1}, {});
+  std::vector<float> out;
+  std::thread other([&] {
+    MemoBatch second = memo.lookup({&second_member, 1}, {});
+    EXPECT_EQ(std::vector<std::int64_t>(second.missing().begin(), second.missing().end()),
+              std::vector<std::int64_t>{1});
+    run_missing(second, y, 2);
+    EXPECT_EQ(second.wait(0), MemoBatch::Wait::kTimeout);
+    run_missing(first, x, 2);  // as the first thread would, a moment later
+    out = finish(second, y);
+  });
+  other.join();
+  EXPECT_EQ(out, layer(y.values));
+  EXPECT_EQ(finish(first, x), layer(x.values));
+  const MemoStats stats = memo.stats();
+  EXPECT_EQ(stats.lookups, 4U);
+  EXPECT_EQ(stats.misses, 3U);
+  EXPECT_EQ(stats.hits, 1U);
+  EXPECT_EQ(stats.waits, 1U);
+}
+
+TEST(MemoThreads, AFailureReachesWhoWaitsAndIsNotStored) {
+  Memo memo(cache());
+  const Rows x({1});
+  const TupleMember member{"x", x.tensor()};
+  std::optional<MemoBatch> first = memo.lookup({&member, 1}, {});
+  std::thread other([&] {
+    MemoBatch second = memo.lookup({&member, 1}, {});
+    EXPECT_TRUE(second.missing().empty());
+    first->fail(std::make_exception_ptr(std::runtime_error("no luck")));
+    EXPECT_THROW(second.wait(), std::runtime_error);
+  });
+  other.join();
+  first.reset();
+  call(memo, {1});
+  EXPECT_EQ(memo.cache().stats().entries, 1U);
+}
+
+TEST(MemoThreads, WhatABatchGivesUpIsTakenOver) {
+  Memo memo(cache());
+  const Rows x({1, 2});
+  const TupleMember member{"x", x.tensor()};
+  std::optional<MemoBatch> first = memo.lookup({&member, 1}, {});
+  std::thread other([&] {
+    MemoBatch second = memo.lookup({&member, 1}, {});
+    EXPECT_TRUE(second.missing().empty());
+    first.reset();
+    EXPECT_EQ(second.wait(), MemoBatch::Wait::kMore);
+    EXPECT_EQ(second.missing().size(), 2U);
+    EXPECT_EQ(finish(second, x), layer(x.values));
+  });
+  other.join();
+  EXPECT_EQ(memo.stats().hits + memo.stats().misses, memo.stats().lookups);
+}
+
+TEST(MemoThreads, TwoBatchesThatWaitForEachOtherGoOn) {
+  Memo memo(cache());
+  const Rows x({1});
+  const Rows y({2});
+  const TupleMember x_member{"x", x.tensor()};
+  const TupleMember y_member{"x", y.tensor()};
+  std::barrier both(2);
+  const auto nested = [&](const TupleMember& outer, const Rows& rows, const TupleMember& inner,
+                          const Rows& inner_rows) {
+    MemoBatch batch = memo.lookup({&outer, 1}, {});
+    both.arrive_and_wait();
+    MemoBatch within = memo.lookup({&inner, 1}, {});  // the computation of the outer one asks
+    EXPECT_EQ(finish(within, inner_rows), layer(inner_rows.values));
+    EXPECT_EQ(finish(batch, rows), layer(rows.values));
+  };
+  std::thread other([&] { nested(y_member, y, x_member, x); });
+  nested(x_member, x, y_member, y);
+  other.join();
+}
+
+TEST(MemoThreads, ManyThreadsGetTheSameAnswers) {
+  Memo memo(cache(90'000));
+  std::vector<std::thread> threads;
+  for (unsigned seed = 0; seed < 8; ++seed) {
+    threads.emplace_back([&memo, seed] {
+      std::mt19937 random(seed);
+      for (int round = 0; round < 100; ++round) {
+        std::vector<int> ids(random() % 20 + 1);
+        for (int& id : ids) id = static_cast<int>(random() % 300);
+        const Rows input(ids);
+        const TupleMember member{"x", input.tensor()};
+        MemoBatch batch = memo.lookup({&member, 1}, {});
+        EXPECT_EQ(finish(batch, input), layer(input.values));
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  const MemoStats stats = memo.stats();
+  EXPECT_EQ(stats.hits + stats.misses, stats.lookups);
+  EXPECT_EQ(stats.misses, stats.misses_new + stats.misses_evicted + stats.misses_expired);
 }
 
 }  // namespace

@@ -2,8 +2,8 @@
 // and makes no locks: the memory tier (src/store) and the simulator drive the same class, so what
 // the simulator replays is what the cache does.
 //
-// A hit calls touch(), lock-free, on the entry's own node, and if sampled() says so hands the access
-// to record() later, in a batch. Everything else is called under the owner's lock:
+// A hit calls touch(), lock-free, on the entry's own node, and if sampled() says so hands the
+// access to record() later, in a batch. Everything else is called under the owner's lock:
 //
 //   if (!policy.admit(request, bytes_to_free, victims)) return;   // not worth its room
 //   for (PolicyNode* victim : victims) free(victim);              // already unlinked
@@ -15,38 +15,26 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
+#include "policy/node.h"
+#include "policy/ranking.h"
+
 namespace tensorkey::internal {
-
-// One access, as the policy sees it.
-struct Request {
-  std::uint64_t hash = 0;  // uniform bits that stand for the key
-  std::uint64_t size = 1;  // bytes it takes, metadata included
-  double cost = 1;         // seconds of recomputation that a hit saves
-};
-
-// An entry as the policy sees it; part of the entry. The owner fills `request`; hits write `marks`,
-// relaxed; all else belongs to Policy.
-struct PolicyNode {
-  Request request;
-  std::atomic<std::uint32_t> marks{0};
-  // links and per-entry state of Policy follow
-};
 
 class Policy {
  public:
   // capacity: the bytes that the linked nodes may take together.
   explicit Policy(std::uint64_t capacity);
-  ~Policy();
   Policy(const Policy&) = delete;
   Policy& operator=(const Policy&) = delete;
 
   // Lock-free, from any thread while the node is alive.
-  void touch(PolicyNode& node) const noexcept;
+  void touch(PolicyNode& node) const noexcept { live_.touch(node); }
   // Lock-free: whether a hit on this key is also wanted by record().
-  [[nodiscard]] bool sampled(std::uint64_t hash) const noexcept;
+  [[nodiscard]] bool sampled(std::uint64_t hash) const noexcept {
+    return (hash >> 32) < threshold_.load(std::memory_order_relaxed);
+  }
 
   void record(const Request& request);
 
@@ -62,11 +50,16 @@ class Policy {
   // Victims of at least `bytes` bytes, without a candidate: the bound shrank.
   void evict(std::uint64_t bytes, std::vector<PolicyNode*>& victims);
 
-  // Whether this key has been seen lately, resident or not (may rarely be wrong).
-  [[nodiscard]] bool seen(std::uint64_t hash) const noexcept;
+  // Whether this key has been seen lately and is not linked (may rarely be wrong).
+  [[nodiscard]] bool seen(std::uint64_t hash) const noexcept { return live_.seen(hash); }
 
   // Bytes of the policy's own structures; they count in the owner's bound.
   [[nodiscard]] std::size_t memory() const noexcept;
+
+ private:
+  Ranking live_;
+  // Of the upper half of a hash: which keys are in the sample. 2^32: all.
+  std::atomic<std::uint64_t> threshold_{std::uint64_t{1} << 32};
 };
 
 }  // namespace tensorkey::internal

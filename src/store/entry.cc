@@ -2,6 +2,7 @@
 
 #include <tensorkey/error.h>
 
+#include <cassert>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -105,6 +106,7 @@ Block* allocate_block(const EntryParts& parts, std::size_t footprint) {
   const Extent extent = tensorkey::extent(parts);
   std::byte* const memory = static_cast<std::byte*>(::operator new(extent.end));
   auto* const block = new (memory) Block;
+  assert(&Block::of(block->policy) == block);
   block->tensors = static_cast<std::uint32_t>(parts.tensors.size());
   block->key = parts.key;
   block->has_input = parts.input.has_value();

@@ -23,12 +23,12 @@ struct Account {
 };
 
 struct Block final : Entry {
-  PolicyNode policy;  // size and cost stand here; the hash is of the key
+  PolicyNode policy;  // first: a node has the address of its block
   mutable std::atomic<std::uint32_t> owners{1};
   std::uint32_t tensors = 0;
   Key key;
-  std::uint64_t scope = 0;   // purge() finds entries by it
-  std::int64_t expires = 0;  // tick of src/store/clock.h; 0: never
+  std::uint64_t scope = 0;               // purge() finds entries by it
+  std::atomic<std::int64_t> expires{0};  // milliseconds of the monotonic clock; 0: never
   bool has_input = false;
   bool pinned = false;  // guarded by the cache's mutex
   double seconds = 0;
@@ -37,7 +37,15 @@ struct Block final : Entry {
 
   Block() = default;
   ~Block() = default;
+
+  // The block that a node is part of.
+  static Block& of(PolicyNode& node) noexcept;
 };
+
+inline Block& Block::of(PolicyNode& node) noexcept {
+  // Entry has no members, so the node is the first thing in a block; allocate_block checks that.
+  return *reinterpret_cast<Block*>(&node);
+}
 
 // Of one tensor; places are bytes from the beginning of the block.
 struct Item {

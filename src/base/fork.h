@@ -1,0 +1,34 @@
+// A mutex that survives fork(): the child finds it free, and what it guards consistent. While the
+// process forks all of these are held, in no order: so no thread ever waits for one while it holds
+// another.
+#pragma once
+
+#include <functional>
+#include <mutex>
+
+namespace tensorkey::internal {
+
+class ForkMutex {
+ public:
+  // in_child is called in the child while the mutex is still held; it must not throw.
+  explicit ForkMutex(std::function<void()> in_child = {});
+  ~ForkMutex();
+  ForkMutex(const ForkMutex&) = delete;
+  ForkMutex& operator=(const ForkMutex&) = delete;
+
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
+  bool try_lock() { return mutex_.try_lock(); }
+
+  // For std::condition_variable.
+  [[nodiscard]] std::mutex& plain() noexcept { return mutex_; }
+
+ private:
+  struct Registry;
+  std::mutex mutex_;
+  std::function<void()> in_child_;
+  ForkMutex* next_ = nullptr;
+  ForkMutex* previous_ = nullptr;
+};
+
+}  // namespace tensorkey::internal

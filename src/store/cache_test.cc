@@ -1,0 +1,506 @@
+#include <tensorkey/cache.h>
+
+#include <gtest/gtest.h>
+
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <tensorkey/error.h>
+
+namespace tensorkey {
+namespace {
+
+constexpr std::size_t kMiB = std::size_t{1} << 20;
+
+Key key_of(std::uint64_t id) { return Key(blake3(std::as_bytes(std::span(&id, 1)))); }
+
+// Values that tell which entry they belong to.
+EntryPtr entry_of(std::uint64_t id, std::size_t bytes = 100, double seconds = 0.001) {
+  std::vector<std::byte> data(bytes, static_cast<std::byte>(id));
+  const std::array<std::int64_t, 1> shape{static_cast<std::int64_t>(bytes)};
+  const TensorParts tensor{.shape = shape, .data = data};
+  return make_entry({.key = key_of(id), .seconds = seconds, .tensors = {&tensor, 1}});
+}
+
+EntryPtr put(ActivationCache& cache, std::uint64_t id, std::size_t bytes = 100,
+             std::uint64_t scope = 0) {
+  std::vector<std::byte> data(bytes, static_cast<std::byte>(id));
+  const std::array<std::int64_t, 1> shape{static_cast<std::int64_t>(bytes)};
+  const TensorParts tensor{.shape = shape, .data = data};
+  return cache.insert({.key = key_of(id), .seconds = 0.001, .tensors = {&tensor, 1}}, scope);
+}
+
+void expect_entry(const EntryPtr& entry, std::uint64_t id) {
+  ASSERT_TRUE(entry);
+  EXPECT_EQ(entry->key(), key_of(id));
+  for (const std::byte value : entry->tensor(0).data) {
+    ASSERT_EQ(value, static_cast<std::byte>(id));
+  }
+}
+
+TEST(Entry, HoldsItsParts) {
+  const std::array<float, 6> values{1, 2, 3, 4, 5, 6};
+  const std::array<std::int64_t, 2> shape{2, 3};
+  const std::array<std::int64_t, 1> none{0};
+  const std::array tensors{
+      TensorParts{.name = "mean",
+                  .dtype = DType::kFloat32,
+                  .shape = shape,
+                  .strides = Strides::kFirstDimFastest,
+                  .data = std::as_bytes(std::span(values))},
+      TensorParts{.name = "nothing", .dtype = DType::kInt8, .shape = none},
+  };
+  const EntryPtr entry =
+      make_entry({.key = key_of(1), .input = key_of(2), .seconds = 0.5, .tensors = tensors});
+  EXPECT_EQ(entry->key(), key_of(1));
+  EXPECT_EQ(entry->input(), key_of(2));
+  EXPECT_EQ(entry->seconds(), 0.5);
+  ASSERT_EQ(entry->tensor_count(), 2U);
+  const TensorParts mean = entry->tensor(0);
+  EXPECT_EQ(mean.name, "mean");
+  EXPECT_EQ(mean.dtype, DType::kFloat32);
+  EXPECT_EQ(mean.strides, Strides::kFirstDimFastest);
+  EXPECT_TRUE(std::ranges::equal(mean.shape, shape));
+  EXPECT_TRUE(std::ranges::equal(mean.data, tensors[0].data));
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(mean.data.data()) % 16, 0U);
+  EXPECT_EQ(entry->tensor(1).name, "nothing");
+  EXPECT_TRUE(entry->tensor(1).data.empty());
+  EXPECT_GE(entry->footprint(), sizeof values + 64);
+}
+
+TEST(Entry, BadPartsAreRefused) {
+  const std::array<std::byte, 4> data{};
+  const auto with = [&](std::vector<std::int64_t> shape, double seconds = 0) {
+    const TensorParts tensor{.shape = shape, .data = data};
+    return make_entry({.key = key_of(1), .seconds = seconds, .tensors = {&tensor, 1}});
+  };
+  EXPECT_TRUE(with({4}));
+  EXPECT_THROW(with({5}), Error);
+  EXPECT_THROW(with({-4}), Error);
+  EXPECT_THROW(with({std::int64_t{1} << 62, 16}), Error);
+  EXPECT_THROW(with(std::vector<std::int64_t>(65, 1)), Error);
+  EXPECT_THROW(with({4}, -1), Error);
+  EXPECT_THROW(with({4}, std::numeric_limits<double>::quiet_NaN()), Error);
+}
+
+TEST(ActivationCache, FindsWhatWasInsertedAndKeepsTheFirst) {
+  ActivationCache cache({.memory = kMiB});
+  EXPECT_FALSE(cache.find(key_of(1)));
+  expect_entry(put(cache, 1), 1);
+  const EntryPtr again = put(cache, 1, 5);
+  EXPECT_EQ(again->tensor(0).data.size(), 100U);
+  expect_entry(cache.find(key_of(1)), 1);
+  std::array<std::byte, 100> values;
+  EXPECT_TRUE(cache.read(key_of(1), values));
+  EXPECT_EQ(values[99], std::byte{1});
+  EXPECT_FALSE(cache.read(key_of(1), std::span(values).first(99)));
+  EXPECT_TRUE(cache.contains(key_of(1)));
+  const CacheStats stats = cache.stats();
+  EXPECT_EQ(stats.entries, 1U);
+  EXPECT_EQ(stats.insertions, 1U);
+  EXPECT_EQ(stats.hits, 2U);
+  EXPECT_EQ(stats.misses(), 2U);
+  EXPECT_EQ(stats.lookups(), 4U);
+  EXPECT_EQ(stats.bytes, stats.metadata + again->footprint());
+}
+
+TEST(ActivationCache, BadArguments) {
+  EXPECT_THROW(ActivationCache({.memory = 1000}), Error);
+  EXPECT_THROW(ActivationCache({.ttl = -1}), Error);
+  ActivationCache cache;
+  std::vector<Key> keys(2);
+  std::vector<EntryPtr> room(1);
+  EXPECT_THROW(cache.find(keys, room), Error);
+  EXPECT_THROW(cache.resize(0), Error);
+}
+
+TEST(ActivationCache, EntryLargerThanTheBoundIsRejectedAndEvictsNothing) {
+  ActivationCache cache({.memory = kMiB});
+  put(cache, 1);
+  EXPECT_FALSE(put(cache, 2, 2 * kMiB));
+  EXPECT_TRUE(cache.contains(key_of(1)));
+  EXPECT_EQ(cache.stats().rejections, 1U);
+  EXPECT_EQ(cache.stats().evictions, 0U);
+}
+
+TEST(ActivationCache, AnyMixOfCallsGivesTheRightValuesWithinTheBound) {
+  constexpr std::size_t kBound = 300'000;
+  ActivationCache cache({.memory = kBound});
+  std::mt19937 random(3);
+  std::map<std::uint64_t, std::size_t> pins;
+  for (int step = 0; step < 30'000; ++step) {
+    const std::uint64_t id = random() % 600;
+    switch (random() % 20) {
+      case 0:
+        cache.remove(key_of(id));
+        pins.erase(id);
+        break;
+      case 1:
+        if (pins.size() < 20 && cache.pin(key_of(id))) pins[id] = 1;
+        break;
+      case 2:
+        if (cache.unpin(key_of(id))) pins.erase(id);
+        break;
+      case 3:
+        if (random() % 100 == 0) {
+          cache.purge(random() % 7);
+          std::erase_if(pins,
+                        [&](const auto& item) { return !cache.contains(key_of(item.first)); });
+        }
+        break;
+      default:
+        if (const EntryPtr entry = cache.find(key_of(id))) {
+          expect_entry(entry, id);
+        } else {
+          put(cache, id, 10 + id * 3, id % 7);
+        }
+    }
+    const CacheStats stats = cache.stats();
+    ASSERT_LE(stats.bytes, kBound);
+  }
+  for (const auto& [id, unused] : pins) EXPECT_TRUE(cache.contains(key_of(id)));
+  std::size_t bytes = 0;
+  for (const EntryInfo& info : cache.snapshot()) bytes += info.bytes;
+  const CacheStats stats = cache.stats();
+  EXPECT_EQ(stats.bytes, stats.metadata + bytes);
+  EXPECT_EQ(stats.entries, cache.snapshot().size());
+  EXPECT_GT(stats.evictions, 0U);
+  cache.clear();
+  EXPECT_EQ(cache.stats().bytes, cache.stats().metadata);
+  EXPECT_EQ(cache.stats().entries, 0U);
+}
+
+TEST(ActivationCache, AnEntryLivesAsLongAsItIsHeldAndCounts) {
+  EntryPtr held;
+  {
+    ActivationCache cache({.memory = kMiB});
+    put(cache, 1, 400'000);
+    held = cache.find(key_of(1));
+    cache.remove(key_of(1));
+    EXPECT_GE(cache.stats().bytes, 400'000U);
+    EXPECT_FALSE(cache.find(key_of(1)));
+    // There is no room for what the caller holds as well.
+    EXPECT_FALSE(put(cache, 2, 800'000));
+    expect_entry(held, 1);
+    held = nullptr;
+    EXPECT_TRUE(put(cache, 2, 800'000));
+    held = cache.find(key_of(2));
+  }
+  expect_entry(held, 2);
+}
+
+TEST(ActivationCache, ResizeEvictsBeforeItReturns) {
+  ActivationCache cache({.memory = 4 * kMiB});
+  for (std::uint64_t id = 0; id < 100; ++id) put(cache, id, 30'000);
+  EXPECT_EQ(cache.stats().entries, 100U);
+  cache.resize(kMiB);
+  EXPECT_LE(cache.stats().bytes, kMiB);
+  EXPECT_GT(cache.stats().entries, 20U);
+  cache.resize(4 * kMiB);
+  for (std::uint64_t id = 0; id < 100; ++id) put(cache, id, 30'000);
+  EXPECT_EQ(cache.stats().entries, 100U);
+}
+
+TEST(ActivationCache, PurgeTakesOneScope) {
+  ActivationCache cache({.memory = kMiB});
+  const std::uint64_t a = scope_id("a");
+  const std::uint64_t b = scope_id("b");
+  EXPECT_NE(a, b);
+  for (std::uint64_t id = 0; id < 30; ++id) put(cache, id, 10, id % 3 == 0 ? a : b);
+  EXPECT_EQ(cache.purge(a), 10U);
+  EXPECT_EQ(cache.stats().entries, 20U);
+  EXPECT_FALSE(cache.contains(key_of(0)));
+  EXPECT_TRUE(cache.contains(key_of(1)));
+}
+
+TEST(ActivationCache, EntriesExpireUnlessPinned) {
+  ActivationCache cache({.memory = kMiB, .ttl = 0.05});
+  put(cache, 1);
+  put(cache, 2);
+  EXPECT_TRUE(cache.pin(key_of(2)));
+  // No upper bound on the time is assumed, only that it passes.
+  while (cache.contains(key_of(1))) std::this_thread::yield();
+  EXPECT_FALSE(cache.find(key_of(1)));
+  EXPECT_EQ(cache.stats().misses_expired, 1U);
+  expect_entry(cache.find(key_of(2)), 2);
+  EXPECT_EQ(cache.snapshot().size(), 1U);
+  put(cache, 1, 50);
+  EXPECT_GE(cache.stats().expirations, 1U);
+}
+
+TEST(ActivationCache, MissesSayWhy) {
+  ActivationCache cache({.memory = kMiB});
+  EXPECT_FALSE(cache.find(key_of(1)));
+  put(cache, 1);
+  cache.remove(key_of(1));
+  for (std::uint64_t id = 10; id < 300; ++id) {
+    EXPECT_FALSE(cache.find(key_of(id)));
+    put(cache, id, 10'000);
+  }
+  const CacheStats before = cache.stats();
+  EXPECT_EQ(before.misses_new, 291U);
+  EXPECT_EQ(before.misses_evicted, 0U);
+  EXPECT_NEAR(static_cast<double>(before.distinct), 291.0, 15.0);
+  std::uint64_t gone = 0;
+  for (std::uint64_t id = 290; id < 300; ++id) gone += !cache.find(key_of(id));
+  EXPECT_EQ(cache.stats().misses_evicted, gone);
+  cache.reset_stats();
+  EXPECT_EQ(cache.stats().lookups(), 0U);
+  EXPECT_EQ(cache.stats().insertions, 0U);
+  EXPECT_GT(cache.stats().entries, 0U);
+}
+
+TEST(ActivationCache, TraceHasALineForEachAccessUpToItsLimit) {
+  const auto folder = std::filesystem::temp_directory_path() / ("tk" + std::to_string(::getpid()));
+  std::filesystem::create_directories(folder);
+  const std::string path = folder / "trace";
+  ActivationCache cache({.memory = kMiB});
+  cache.trace(path, 200);
+  for (int i = 0; i < 20; ++i) {
+    if (!cache.find(key_of(7))) put(cache, 7);
+  }
+  cache.trace("");
+  std::ifstream file(path);
+  std::string line;
+  std::size_t lines = 0;
+  while (std::getline(file, line)) {
+    ++lines;
+    EXPECT_EQ(std::ranges::count(line, ' '), 3) << line;
+  }
+  EXPECT_GE(lines, 3U);
+  EXPECT_LE(std::filesystem::file_size(path), 200U);
+  struct stat status {};
+  ASSERT_EQ(::stat(path.c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 0777, 0600);
+  std::filesystem::create_symlink(path, folder / "link");
+  EXPECT_THROW(cache.trace(folder / "link"), Error);
+  EXPECT_THROW(cache.trace(folder / "no" / "folder"), Error);
+  std::filesystem::remove_all(folder);
+}
+
+// --- Single flight
+
+TEST(ActivationCache, AComputationMayAskForAnotherKeyButNotForItsOwn) {
+  ActivationCache cache({.memory = kMiB});
+  const EntryPtr outer = cache.get_or_compute(key_of(1), [&] {
+    expect_entry(cache.get_or_compute(key_of(2), [] { return entry_of(2); }), 2);
+    return entry_of(1);
+  });
+  expect_entry(outer, 1);
+  const auto ask_itself = [&] {
+    return cache.get_or_compute(
+        key_of(3), [&] { return cache.get_or_compute(key_of(3), [] { return entry_of(3); }); });
+  };
+  EXPECT_THROW((void)ask_itself(), Error);
+  EXPECT_THROW((void)cache.get_or_compute(key_of(4), [] { return entry_of(5); }), Error);
+  EXPECT_THROW((void)cache.get_or_compute(key_of(4), [] { return EntryPtr(); }), Error);
+  expect_entry(cache.get_or_compute(key_of(4), [] { return entry_of(4); }), 4);
+  EXPECT_EQ(cache.stats().entries, 3U);
+}
+
+TEST(ActivationCache, WhatIsRejectedIsStillReturned) {
+  ActivationCache cache({.memory = kMiB});
+  expect_entry(cache.get_or_compute(key_of(1), [] { return entry_of(1, 2 * kMiB); }), 1);
+  EXPECT_EQ(cache.stats().rejections, 1U);
+}
+
+TEST(CacheThreads, OneComputationForManyThreads) {
+  ActivationCache cache({.memory = kMiB});
+  std::atomic<int> computations{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 64; ++i) {
+    threads.emplace_back([&] {
+      expect_entry(cache.get_or_compute(key_of(1),
+                                        [&] {
+                                          ++computations;
+                                          // Until somebody waits, as far as one can see.
+                                          for (int spin = 0; spin < 1000; ++spin) {
+                                            std::this_thread::yield();
+                                          }
+                                          return entry_of(1);
+                                        }),
+                   1);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(computations, 1);
+  const CacheStats stats = cache.stats();
+  EXPECT_EQ(stats.hits + stats.waits + stats.misses(), 64U);
+}
+
+TEST(CacheThreads, AFailureReachesAllWhoWaitAndTheNextTriesAgain) {
+  ActivationCache cache({.memory = kMiB});
+  std::atomic<int> computations{0};
+  std::atomic<int> failures{0};
+  std::atomic<int> ready{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 16; ++i) {
+    threads.emplace_back([&] {
+      try {
+        ++ready;
+        (void)cache.get_or_compute(key_of(1), [&]() -> EntryPtr {
+          ++computations;
+          while (ready < 16) std::this_thread::yield();
+          for (int spin = 0; spin < 1000; ++spin) std::this_thread::yield();
+          throw std::runtime_error("no luck");
+        });
+      } catch (const std::runtime_error& error) {
+        failures += std::string(error.what()) == "no luck";
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(failures, 16);
+  EXPECT_EQ(cache.stats().entries, 0U);
+  expect_entry(cache.get_or_compute(key_of(1), [] { return entry_of(1); }), 1);
+}
+
+// Two computations that need each other's key, in two threads: an endless recursion, told as one.
+TEST(CacheThreads, ACircleOfTwoThreadsIsAnErrorAndNoDeadlock) {
+  ActivationCache cache({.memory = kMiB});
+  std::atomic<int> errors{0};
+  std::function<EntryPtr(std::uint64_t, std::uint64_t)> ask = [&](std::uint64_t id,
+                                                                  std::uint64_t other) {
+    return cache.get_or_compute(key_of(id), [&ask, id, other] {
+      (void)ask(other, id);
+      return entry_of(id);
+    });
+  };
+  const auto run = [&](std::uint64_t id, std::uint64_t other) {
+    try {
+      (void)ask(id, other);
+    } catch (const Error&) {
+      ++errors;
+    }
+  };
+  std::thread second([&] { run(2, 1); });
+  run(1, 2);
+  second.join();
+  EXPECT_EQ(errors, 2);
+  EXPECT_EQ(cache.stats().entries, 0U);
+}
+
+// --- Threads
+
+TEST(CacheThreads, TheBoundHoldsAndValuesAreRight) {
+  constexpr std::size_t kBound = 2 * kMiB;
+  ActivationCache cache({.memory = kBound});
+  std::atomic<bool> stop{false};
+  std::thread watcher([&] {
+    while (!stop) {
+      ASSERT_LE(cache.stats().bytes, kBound);
+      std::this_thread::yield();
+    }
+  });
+  std::vector<std::thread> writers;
+  for (unsigned seed = 0; seed < 16; ++seed) {
+    writers.emplace_back([&cache, seed] {
+      std::mt19937 random(seed);
+      for (int step = 0; step < 1500; ++step) {
+        const std::uint64_t id = random() % 300;
+        const std::size_t bytes = 100 + id * 150;
+        switch (random() % 16) {
+          case 0: cache.remove(key_of(id)); break;
+          case 1: cache.pin(key_of(id % 5)); break;
+          case 2: cache.unpin(key_of(id % 5)); break;
+          case 3: (void)cache.snapshot(); break;
+          case 4: {
+            std::vector<std::byte> values(bytes);
+            if (cache.read(key_of(id), values)) {
+              EXPECT_EQ(values.back(), static_cast<std::byte>(id));
+            }
+            break;
+          }
+          default:
+            if (const EntryPtr entry = cache.find(key_of(id))) {
+              expect_entry(entry, id);
+            } else {
+              put(cache, id, bytes);
+            }
+        }
+      }
+    });
+  }
+  for (std::thread& thread : writers) thread.join();
+  stop = true;
+  watcher.join();
+  const CacheStats stats = cache.stats();
+  EXPECT_GT(stats.evictions, 0U);
+  std::size_t bytes = 0;
+  for (const EntryInfo& info : cache.snapshot()) bytes += info.bytes;
+  EXPECT_EQ(stats.bytes, stats.metadata + bytes);
+}
+
+TEST(CacheThreads, ResizingWhileOthersReadAndWrite) {
+  ActivationCache cache({.memory = kMiB});
+  std::vector<std::thread> threads;
+  for (unsigned seed = 0; seed < 4; ++seed) {
+    threads.emplace_back([&cache, seed] {
+      std::mt19937 random(seed);
+      for (int step = 0; step < 3000; ++step) {
+        const std::uint64_t id = random() % 200;
+        if (const EntryPtr entry = cache.find(key_of(id))) {
+          expect_entry(entry, id);
+        } else {
+          put(cache, id, 5'000);
+        }
+        if (step % 100 == 0) cache.resize(step % 200 == 0 ? kMiB / 4 : kMiB);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  cache.resize(kMiB / 4);
+  EXPECT_LE(cache.stats().bytes, kMiB / 4);
+}
+
+// A child forked in the midst of it all goes on with what it inherited.
+TEST(CacheFork, AChildUsesWhatItInheritedWhileOthersWereWriting) {
+  ActivationCache cache({.memory = kMiB});
+  for (std::uint64_t id = 0; id < 50; ++id) put(cache, id);
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> threads;
+  for (unsigned seed = 0; seed < 3; ++seed) {
+    threads.emplace_back([&cache, &stop, seed] {
+      std::mt19937 random(seed);
+      while (!stop) {
+        const std::uint64_t id = 1000 + random() % 3000;
+        (void)cache.get_or_compute(key_of(id), [id] { return entry_of(id, 300); });
+      }
+    });
+  }
+  for (int round = 0; round < 20; ++round) {
+    const pid_t child = ::fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      bool good = true;
+      for (std::uint64_t id = 1000; id < 1200; ++id) {
+        const EntryPtr entry = cache.get_or_compute(key_of(id), [id] { return entry_of(id, 300); });
+        good = good && entry && entry->key() == key_of(id);
+      }
+      good = good && cache.stats().bytes <= kMiB;
+      cache.clear();
+      ::_exit(good ? 0 : 1);
+    }
+    int status = -1;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    ASSERT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  }
+  stop = true;
+  for (std::thread& thread : threads) thread.join();
+}
+
+}  // namespace
+}  // namespace tensorkey
