@@ -23,6 +23,8 @@ HEADER_LAYER = {
     "error": "base",
     "version": "base",
     "dtype": "view",
+    "entry": "store",
+    "cache": "store",
     "bypass": "memo",
     "hints": "memo",
     "tensorkey": "frontends",

@@ -15,7 +15,8 @@
 
 #include <tensorkey/map.h>  // IWYU pragma: export
 
-#include <tensorkey/store.h>  // IWYU pragma: export
+#include <tensorkey/cache.h>  // IWYU pragma: export
+#include <tensorkey/entry.h>  // IWYU pragma: export
 
 #include <tensorkey/bypass.h>  // IWYU pragma: export
 #include <tensorkey/hints.h>   // IWYU pragma: export

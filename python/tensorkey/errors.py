@@ -15,7 +15,14 @@ True
 
 from tensorkey import _core
 
-__all__ = ["Error", "InternalError", "InvalidArgument", "MissingKey", "Unsupported"]
+__all__ = [
+    "Error",
+    "InternalError",
+    "InvalidArgument",
+    "MissingKey",
+    "StoreIOError",
+    "Unsupported",
+]
 
 
 class Error(Exception):
@@ -36,6 +43,10 @@ class MissingKey(Error, KeyError):
     __str__ = Exception.__str__  # KeyError shows the repr of its argument
 
 
+class StoreIOError(Error, OSError):
+    """A file or device refuses."""
+
+
 class InternalError(Error, RuntimeError):
     """An invariant of the library is broken: please report it."""
 
@@ -43,4 +54,5 @@ class InternalError(Error, RuntimeError):
 _core.register_error("invalid_argument", InvalidArgument)
 _core.register_error("unsupported", Unsupported)
 _core.register_error("not_found", MissingKey)
+_core.register_error("io", StoreIOError)
 _core.register_error("internal", InternalError)
