@@ -133,8 +133,8 @@ Block* allocate_block(const EntryParts& parts, std::size_t footprint) {
                          .dims = dims,
                          .name = names,
                          .name_bytes = static_cast<std::uint32_t>(tensor.name.size()),
-                         .rank = static_cast<std::uint16_t>(tensor.shape.size()),
                          .dtype = tensor.dtype,
+                         .rank = static_cast<std::uint8_t>(tensor.shape.size()),
                          .strides = tensor.strides,
                          .codec = tensor.codec};
     if (!tensor.shape.empty()) {
@@ -145,6 +145,10 @@ Block* allocate_block(const EntryParts& parts, std::size_t footprint) {
     }
     if (!tensor.data.empty()) {
       std::memcpy(memory + data, tensor.data.data(), tensor.data.size());
+    }
+    if (i == 0) {
+      block->data = memory + data;
+      block->bytes = tensor.data.size();
     }
     dims += tensor.shape.size_bytes();
     names += tensor.name.size();

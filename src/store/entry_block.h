@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <span>
 
@@ -22,18 +23,23 @@ struct Account {
   std::atomic<std::size_t> bytes{0};
 };
 
+// What a hit reads stands first and together.
 struct Block final : Entry {
-  PolicyNode policy;  // first: a node has the address of its block
+  PolicyNode policy;  // first of all: a node has the address of its block
   mutable std::atomic<std::uint32_t> owners{1};
   std::uint32_t tensors = 0;
   Key key;
-  std::uint64_t scope = 0;               // purge() finds entries by it
   std::atomic<std::int64_t> expires{0};  // milliseconds of the monotonic clock; 0: never
-  bool has_input = false;
-  bool pinned = false;  // guarded by the cache's mutex
+  // Of the first tensor, if there is one.
+  const std::byte* data = nullptr;
+  std::size_t bytes = 0;
+
+  std::uint64_t scope = 0;  // purge() finds entries by it
   double seconds = 0;
   std::size_t footprint = 0;
   std::shared_ptr<Account> account;  // gets the footprint back; null: nobody does
+  bool has_input = false;
+  bool pinned = false;  // guarded by the cache's mutex
 
   Block() = default;
   ~Block() = default;
@@ -54,11 +60,19 @@ struct Item {
   std::uint64_t dims;
   std::uint64_t name;
   std::uint32_t name_bytes;
-  std::uint16_t rank;
   DType dtype;
+  std::uint8_t rank;
   Strides strides;
   Codec codec;
 };
+
+inline bool same_key(const Key& a, const Key& b) noexcept {
+  std::uint64_t x[4];
+  std::uint64_t y[4];
+  std::memcpy(x, a.bytes().data(), sizeof x);
+  std::memcpy(y, b.bytes().data(), sizeof y);
+  return ((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3])) == 0;
+}
 
 // A block with one owner, its values copied, no account. REQUIRES: footprint is
 // entry_footprint(parts), which has checked the parts.

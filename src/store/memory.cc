@@ -119,9 +119,8 @@ bool MemoryTier::read(const Key& key, std::span<std::byte> out) {
     const EpochGuard guard;
     Block* const block = table_.find(key);
     if (block == nullptr || expired(*block) || block->tensors == 0) return false;
-    const std::span<const std::byte> data = block->tensor(0).data;
-    if (data.size() != out.size()) return false;
-    std::memcpy(out.data(), data.data(), data.size());
+    if (block->bytes != out.size()) return false;
+    std::memcpy(out.data(), block->data, block->bytes);
     policy_.touch(block->policy);
     request = block->policy.request;
     wanted = policy_.sampled(request.hash);

@@ -77,7 +77,7 @@ Block* Table::find(const Key& key) const noexcept {
     if (slot == kEmpty) return nullptr;
     if (((slot ^ hash) >> kTagShift) == 0 && slot != kTombstone) {
       Block* const block = unpack(slot);
-      if (block->key == key) return block;
+      if (same_key(block->key, key)) return block;
     }
   }
 }
