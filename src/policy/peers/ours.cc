@@ -1,5 +1,7 @@
 // Our own policy, driven as the memory tier drives it: hits are handed over in batches.
+#include <algorithm>
 #include <memory>
+#include <utility>
 
 #include "policy/peers/peer.h"
 #include "policy/policy.h"
@@ -17,15 +19,25 @@ std::uint64_t spread(std::uint64_t key) {
   return key ^ (key >> 31);
 }
 
+// Entries of a few bytes cannot be meant: the capacity is a number of entries then.
+Policy::Unit unit_of(const Scope& scope) {
+  const bool bytes = scope.capacity / std::max<std::uint64_t>(1, scope.entries) >= 64;
+  return bytes ? Policy::Unit::kBytes : Policy::Unit::kEntries;
+}
+
 class Ours : public Peer {
  public:
   explicit Ours(const Scope& scope)
-      : policy_(scope.capacity), free_(scope.capacity), nodes_(new PolicyNode[scope.keys]) {}
+
+      : policy_(scope.capacity, unit_of(scope)),
+        free_(scope.capacity),
+        nodes_(new PolicyNode[scope.keys]) {}
 
   bool access(const Item& item) override {
     PolicyNode& node = nodes_[item.id];
     if (node.place != PolicyNode::kNone) {
       policy_.touch(node);
+      ++hits_;
       if (policy_.sampled(node.request.hash)) {
         batch_.push_back(node.request);
         if (batch_.size() == kBatch) flush();
@@ -49,6 +61,7 @@ class Ours : public Peer {
 
  private:
   void flush() {
+    policy_.count(std::exchange(hits_, 0));
     for (const Request& request : batch_) policy_.record(request);
     batch_.clear();
   }
@@ -56,6 +69,7 @@ class Ours : public Peer {
   Policy policy_;
   std::uint64_t free_;
   std::unique_ptr<PolicyNode[]> nodes_;
+  std::uint64_t hits_ = 0;  // not yet counted
   std::vector<Request> batch_;
   std::vector<PolicyNode*> victims_;
 };
