@@ -23,6 +23,7 @@ HEADER_LAYER = {
     "error": "base",
     "version": "base",
     "dtype": "view",
+    "simulate": "policy",
     "tensorkey": "frontends",
     "torch": "frontends",
 }

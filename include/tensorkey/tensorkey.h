@@ -15,6 +15,8 @@
 
 #include <tensorkey/map.h>  // IWYU pragma: export
 
+#include <tensorkey/simulate.h>  // IWYU pragma: export
+
 #include <tensorkey/store.h>  // IWYU pragma: export
 
 #include <tensorkey/memo.h>  // IWYU pragma: export

@@ -90,7 +90,7 @@ std::size_t Arena::rounded(std::size_t bytes) const {
 
 // The sizes are step * (8 + 1 ... 8), step a power of two.
 std::size_t Arena::class_of(std::size_t size) noexcept {
-  const auto octave = static_cast<std::size_t>(std::bit_width((size - 1) / kLeast * 2));
+  const auto octave = static_cast<std::size_t>(std::bit_width((size - 1) / kLeast));
   const std::size_t step = std::bit_floor(size - 1) / kSteps;
   return octave * kSteps + (size - 1) / step - kSteps;
 }

@@ -1,7 +1,7 @@
 // The memory of a cache's entries, taken from the system by the slab, so that what the cache
-// answers for is what the process holds: with malloc the resident set of a churning cache was 1.2 to
-// 1.9 times its bound. Sizes are rounded up to classes an eighth of an octave apart; a slab holds
-// places of one class and goes back to the system when it is empty (J. Bonwick, "The Slab
+// answers for is what the process holds: with malloc the resident set of a churning cache was 1.2
+// to 1.9 times its bound. Sizes are rounded up to classes an eighth of an octave apart; a slab
+// holds places of one class and goes back to the system when it is empty (J. Bonwick, "The Slab
 // Allocator", USENIX 1994). What is larger than an eighth of a slab is mapped on its own.
 //
 // One owner at a time (its lock), but for give_back(). The owner keeps slabs from staying half
@@ -50,7 +50,7 @@ class Arena {
   static void places(const Slab& slab, std::vector<void*>& out);
 
  private:
-  static constexpr std::size_t kLeast = 256;   // no entry is smaller
+  static constexpr std::size_t kLeast = 256;    // no entry is smaller
   static constexpr std::size_t kClasses = 128;  // 16 octaves
 
   struct Class {

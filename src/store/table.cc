@@ -143,6 +143,10 @@ void Table::remove(const Block& block) noexcept {
   if (last) --used_;
 }
 
+void Table::replace(const Block& block, Block& copy) noexcept {
+  slots_.load()->array()[place_of(block)].store(pack(copy, hash(copy.key)));
+}
+
 std::size_t Table::bytes(const Slots& slots) noexcept { return Slots::bytes(slots.mask + 1); }
 
 std::size_t Table::bytes() const noexcept { return bytes(*slots_.load()); }

@@ -46,6 +46,9 @@ class Table {
   // REQUIRES: it is there.
   void remove(const Block& block) noexcept;
 
+  // Puts a copy of a block in its place. REQUIRES: the block is there.
+  void replace(const Block& block, Block& copy) noexcept;
+
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
   [[nodiscard]] std::size_t bytes() const noexcept;
   static std::size_t bytes(const Slots& slots) noexcept;
