@@ -20,11 +20,13 @@ namespace tensorkey::internal {
 namespace {
 
 constexpr std::size_t kPage = 4096;
-constexpr std::size_t kLeastSlab = std::size_t{32} << 10;
+constexpr std::size_t kLeastSlab = std::size_t{4} << 10;
 constexpr std::size_t kLargestSlab = std::size_t{64} << 20;
-constexpr std::size_t kSlabsInBound = 512;
-constexpr std::size_t kSmallest = 8;  // places in a slab, at least
-constexpr unsigned kSteps = 8;        // classes an octave
+constexpr std::size_t kMostSlabs = 4096;
+constexpr std::size_t kFewestSlabs = 128;
+constexpr std::size_t kPlaces =
+    9;                          // with these a slab's header and its rest take an eighth at most
+constexpr unsigned kSteps = 8;  // classes an octave
 
 void* map(std::size_t bytes) {
   void* const memory =
@@ -71,12 +73,14 @@ struct Arena::Slab {
 };
 
 Arena::Arena(std::size_t bound)
-    : slab_bytes_(std::clamp(std::bit_floor(bound / kSlabsInBound), kLeastSlab, kLargestSlab)),
-      small_(slab_bytes_ / kSmallest) {}
+    : least_slab_(std::clamp(std::bit_floor(bound / kMostSlabs), kLeastSlab, kLargestSlab)),
+      largest_slab_(std::clamp(std::bit_floor(bound / kFewestSlabs), 4 * kLeastSlab, kLargestSlab)),
+      small_(largest_slab_ / kPlaces) {}
 
 Arena::~Arena() {
   reclaim();
-  assert(live_ == 0);
+  trim();
+  assert(live_ == 0 && held_ == 0);
 }
 
 std::size_t Arena::rounded(std::size_t bytes) const {
@@ -95,20 +99,13 @@ std::size_t Arena::class_of(std::size_t size) noexcept {
   return octave * kSteps + (size - 1) / step - kSteps;
 }
 
-std::size_t Arena::slots(std::size_t size) const noexcept {
-  std::size_t count = (slab_bytes_ - sizeof(Slab)) / size;
-  while (Slab::header(count) + count * size > slab_bytes_) --count;
-  return count;
-}
-
-Arena::Slab* Arena::slab_of(const void* memory) const noexcept {
-  const auto address = reinterpret_cast<std::uintptr_t>(memory);
-  return reinterpret_cast<Slab*>(address / slab_bytes_ * slab_bytes_);
+std::size_t Arena::slab_bytes(std::size_t size) const noexcept {
+  return std::clamp(std::bit_ceil(kPlaces * size), least_slab_, largest_slab_);
 }
 
 std::size_t Arena::cost(std::size_t size) const noexcept {
-  if (size > small_) return size;
-  return classes_[class_of(size)].open > 0 ? 0 : slab_bytes_;
+  if (size > small_) return size - std::min(size, spare_bytes_);
+  return classes_[class_of(size)].open > 0 ? 0 : slab_bytes(size);
 }
 
 // Slabs with a free place stand before those without.
@@ -124,8 +121,10 @@ void Arena::set_open(Class& group, Slab& slab, bool open) noexcept {
 Arena::Slab* Arena::add_slab(std::size_t size) {
   Class& group = classes_[class_of(size)];
   group.slabs.reserve(group.slabs.size() + 1);
-  const std::size_t count = slots(size);
-  auto* const slab = new (map_aligned(slab_bytes_))
+  const std::size_t bytes = slab_bytes(size);
+  std::size_t count = (bytes - sizeof(Slab)) / size;
+  while (Slab::header(count) + count * size > bytes) --count;
+  auto* const slab = new (map_aligned(bytes))
       Slab{.size = size, .count = count, .position = group.slabs.size(), .first = 0};
   std::uint64_t* const bits = slab->bits();
   std::fill_n(bits, Slab::words(count), std::uint64_t{0});
@@ -133,16 +132,20 @@ Arena::Slab* Arena::add_slab(std::size_t size) {
   ASAN_POISON_MEMORY_REGION(slab->place(0), count * size);
   group.slabs.push_back(slab);
   group.free += count;
-  held_ += slab_bytes_;
+  held_ += bytes;
   set_open(group, *slab, true);
   return slab;
 }
 
 void* Arena::allocate(std::size_t size) {
   if (size > small_) {
-    void* const memory = map(size);
-    held_ += size;
+    void* const memory =
+        spare_ == nullptr ? map(size) : ::mremap(spare_, spare_bytes_, size, MREMAP_MAYMOVE);
+    if (memory == MAP_FAILED) throw std::bad_alloc();
+    held_ += size - spare_bytes_;
     live_ += size;
+    spare_ = nullptr;
+    spare_bytes_ = 0;
     return memory;
   }
   Class& group = classes_[class_of(size)];
@@ -181,12 +184,10 @@ void Arena::reclaim() noexcept {
 
 void Arena::free_place(void* memory, std::size_t size) noexcept {
   live_ -= size;
-  if (size > small_) {
-    held_ -= size;
-    unmap(memory, size);
-    return;
-  }
-  Slab& slab = *slab_of(memory);
+  if (size > small_) return free_large(memory, size);
+  const auto address = reinterpret_cast<std::uintptr_t>(memory);
+  const std::size_t bytes = slab_bytes(size);
+  Slab& slab = *reinterpret_cast<Slab*>(address / bytes * bytes);
   Class& group = classes_[class_of(size)];
   const auto place =
       static_cast<std::size_t>(static_cast<std::byte*>(memory) - slab.place(0)) / size;
@@ -204,9 +205,24 @@ void Arena::free_place(void* memory, std::size_t size) noexcept {
   group.slabs.back()->position = slab.position;
   std::swap(group.slabs[slab.position], group.slabs.back());
   group.slabs.pop_back();
-  held_ -= slab_bytes_;
+  held_ -= bytes;
   ASAN_UNPOISON_MEMORY_REGION(slab.place(0), slab.count * slab.size);
-  unmap(&slab, slab_bytes_);
+  unmap(&slab, bytes);
+}
+
+void Arena::free_large(void* memory, std::size_t size) noexcept {
+  trim();
+  spare_ = memory;
+  spare_bytes_ = size;
+}
+
+bool Arena::trim() noexcept {
+  if (spare_ == nullptr) return false;
+  unmap(spare_, spare_bytes_);
+  held_ -= spare_bytes_;
+  spare_ = nullptr;
+  spare_bytes_ = 0;
+  return true;
 }
 
 Arena::Slab* Arena::close_sparse() noexcept {

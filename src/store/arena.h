@@ -20,7 +20,8 @@ class Arena {
  public:
   struct Slab;
 
-  // bound: what the owner will hold at most; the slabs are 1/512 of it, 32 KiB to 64 MiB.
+  // bound: about what the owner will hold at most. A slab takes between 1/4096 of it, so that they
+  // stay few, and 1/128, so that the free places of half full ones do.
   explicit Arena(std::size_t bound);
   ~Arena();  // REQUIRES: everything was given back
   Arena(const Arena&) = delete;
@@ -38,6 +39,9 @@ class Arena {
   // Any thread, no lock; the place is free after the next reclaim().
   void give_back(void* memory, std::size_t size) noexcept;
   void reclaim() noexcept;
+
+  // Gives the system what was kept for the next large allocation. False if there was nothing.
+  bool trim() noexcept;
 
   [[nodiscard]] std::size_t held() const noexcept { return held_; }  // bytes taken of the system
   [[nodiscard]] std::size_t live() const noexcept { return live_; }  // bytes of allocations
@@ -65,17 +69,22 @@ class Arena {
   };
 
   [[nodiscard]] static std::size_t class_of(std::size_t size) noexcept;
-  [[nodiscard]] Slab* slab_of(const void* memory) const noexcept;
-  [[nodiscard]] std::size_t slots(std::size_t size) const noexcept;
+  [[nodiscard]] std::size_t slab_bytes(std::size_t size) const noexcept;
   Slab* add_slab(std::size_t size);
   void free_place(void* memory, std::size_t size) noexcept;
+  void free_large(void* memory, std::size_t size) noexcept;
   void set_open(Class& group, Slab& slab, bool open) noexcept;
 
-  std::size_t slab_bytes_;
+  std::size_t least_slab_;
+  std::size_t largest_slab_;
   std::size_t small_;  // the largest size that lives in a slab
   std::size_t held_ = 0;
   std::size_t live_ = 0;
   std::array<Class, kClasses> classes_;
+  // A large allocation that was given back: the next one takes over its pages, since faults cost
+  // more than writing the values.
+  void* spare_ = nullptr;
+  std::size_t spare_bytes_ = 0;
   std::atomic<Returned*> returned_{nullptr};
 };
 

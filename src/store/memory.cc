@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <new>
 #include <string>
 #include <thread>
 #include <utility>
@@ -17,7 +18,7 @@ namespace {
 // An entry above this is copied outside the lock.
 constexpr std::size_t kCopyUnderLock = std::size_t{16} << 10;
 // How often an inserting thread looks again whether readers have left what was evicted.
-constexpr int kPatience = 1000;
+constexpr int kPatience = 100;
 constexpr int kRounds = 64;
 constexpr std::uint64_t kNeverFits = ~std::uint64_t{0};
 constexpr std::size_t kSweepSlots = 8;
@@ -229,7 +230,13 @@ Block* MemoryTier::reserve(const Key& key, std::size_t bytes, double seconds) {
   evict_victims();
   if (!make_room(size, growth)) return nullptr;
   if (growth > 0) grow_index();
-  auto* const block = new (arena_->allocate(size)) Block;
+  void* memory = nullptr;
+  try {
+    memory = arena_->allocate(size);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+  auto* const block = new (memory) Block;
   block->policy.request = request;
   block->size = bytes;
   block->footprint = size;
@@ -260,15 +267,17 @@ bool MemoryTier::fits(std::size_t size, std::size_t extra) const noexcept {
 // for readers to leave what was evicted, then joins half empty slabs, then evicts more. False if
 // there still is no room, since callers hold what should have gone.
 bool MemoryTier::make_room(std::size_t size, std::size_t extra) {
+  int patience = kPatience;
   for (int rounds = 0; rounds < kRounds; ++rounds) {
-    for (int tries = 0; tries < kPatience; ++tries) {
+    for (;;) {
       collect();
       if (fits(size, extra)) return true;
-      if (limbo_.empty()) break;
+      if (limbo_.empty() || patience-- <= 0) break;
       std::this_thread::yield();
     }
-    if (compact()) continue;
-    policy_.evict(std::max(size, arena_->held() / kRounds), victims_);
+    if (arena_->trim() || compact()) continue;
+    const std::size_t wanted = metadata_ + arena_->held() + extra + size;
+    policy_.evict(wanted > bound_ ? wanted - bound_ : size, victims_);
     if (victims_.empty()) break;
     evict_victims();
   }
@@ -386,6 +395,7 @@ void MemoryTier::clear() {
     if (Block* const block = table_.at(i)) drop(*block);
   }
   collect();
+  arena_->trim();
 }
 
 bool MemoryTier::pin(const Key& key, bool pinned) {
