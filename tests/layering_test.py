@@ -23,6 +23,7 @@ HEADER_LAYER = {
     "error": "base",
     "version": "base",
     "dtype": "view",
+    "simulate": "policy",
     "entry": "store",
     "cache": "store",
     "bypass": "memo",

@@ -105,7 +105,4 @@ class TENSORKEY_EXPORT EntryPtr {
 // exactly the bytes of its elements.
 TENSORKEY_EXPORT EntryPtr make_entry(const EntryParts& parts);
 
-// What make_entry(parts)->footprint() will be; throws as make_entry does.
-TENSORKEY_EXPORT std::size_t entry_footprint(const EntryParts& parts);
-
 }  // namespace tensorkey

@@ -15,6 +15,8 @@
 
 #include <tensorkey/map.h>  // IWYU pragma: export
 
+#include <tensorkey/simulate.h>  // IWYU pragma: export
+
 #include <tensorkey/cache.h>  // IWYU pragma: export
 #include <tensorkey/entry.h>  // IWYU pragma: export
 

@@ -19,6 +19,11 @@ class NodeHeap {
 
   void push(PolicyNode& node, double rank);
   void remove(PolicyNode& node);  // REQUIRES: it is in this heap
+  // Puts another node in the place of one.
+  void replace(const PolicyNode& node, PolicyNode& copy) noexcept {
+    items_[node.slot].node = &copy;
+    copy.slot = node.slot;
+  }
   void update_top(double rank) { sink(0, {rank, items_.front().node}); }
 
   // Gives each entry the rank that f(node) says.

@@ -18,6 +18,7 @@ class Owner {
   bool access(const Request& request) {
     if (const auto found = nodes.find(request.hash); found != nodes.end()) {
       policy.touch(*found->second);
+      policy.count(1);
       if (policy.sampled(request.hash)) policy.record(found->second->request);
       return true;
     }

@@ -9,7 +9,10 @@ namespace {
 constexpr double kTicks = 64;         // in one turnover: as many accesses as there are entries
 constexpr double kMaxFrequency = 15;  // more only makes a change of phase slower to see
 constexpr int kMaxExamined = 64;      // entries hit since that one search puts back
-constexpr std::size_t kGhostsPerEntry = 8;
+// A candidate's frequency counts at least this much: what is cheap to keep and dear to compute gets
+// its chance at the first sight. With equal costs and sizes it changes nothing.
+constexpr double kFloor = 0.1;
+constexpr std::size_t kGhostsPerEntry = 4;  // at least; twice as many at most
 constexpr double kLeastCost = 1e-12;  // an entry that costs nothing is still told from no entry
 
 double cost_of(const Request& request) {
@@ -18,10 +21,10 @@ double cost_of(const Request& request) {
 
 }  // namespace
 
-Ranking::Ranking(std::uint64_t capacity, const Tuning& tuning)
-    : capacity_(capacity), tuning_(tuning) {
+Ranking::Ranking(std::uint64_t capacity, const Tuning& tuning, std::size_t ghost_limit)
+    : capacity_(capacity), ghost_limit_(ghost_limit), tuning_(tuning) {
   resize(capacity);
-  ghosts_.reserve(256);
+  ghosts_.reserve(1);
 }
 
 void Ranking::resize(std::uint64_t capacity) {
@@ -115,7 +118,7 @@ bool Ranking::seen(std::uint64_t hash) const noexcept {
 }
 
 void Ranking::grow_ghosts() {
-  if (ghosts_.keys() < entries() * kGhostsPerEntry) {
+  if (ghosts_.keys() < entries() * kGhostsPerEntry && ghosts_.memory() * 2 <= ghost_limit_) {
     ghosts_.reserve(ghosts_.keys() * 2);
   }
 }
@@ -156,6 +159,14 @@ void Ranking::unlink(PolicyNode& node) {
     main_.remove(node);
     main_bytes_ -= node.request.size;
   }
+  node.place = PolicyNode::kNone;
+}
+
+void Ranking::move(PolicyNode& node, PolicyNode& copy) noexcept {
+  copy.marks.store(node.marks.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  copy.heat = node.heat;
+  copy.place = node.place;
+  (node.place == PolicyNode::kWindow ? window_ : main_).replace(node, copy);
   node.place = PolicyNode::kNone;
 }
 
@@ -203,7 +214,8 @@ void Ranking::spill(std::vector<PolicyNode*>& victims, std::uint64_t& freed, std
     if (candidate == nullptr) return;
     fold(*candidate);
     const std::uint64_t size = candidate->request.size;
-    const double gain = worth(frequency(*candidate) - tuning_.margin, candidate->request);
+    const double gain =
+        worth(std::max(frequency(*candidate) - tuning_.margin, kFloor), candidate->request);
     if (displace(gain, size, victims)) {
       unlink(*candidate);
       enter_main(*candidate);
@@ -225,7 +237,8 @@ bool Ranking::admit(const Request& request, std::uint64_t bytes_to_free,
   if (request.size > capacity_ || bytes_to_free > window_bytes_ + main_bytes_) return false;
   if (bytes_to_free == 0) return true;
   if (request.size > window_capacity_) {
-    return displace(worth(frequency - tuning_.margin, request), bytes_to_free, victims);
+    return displace(worth(std::max(frequency - tuning_.margin, kFloor), request), bytes_to_free,
+                    victims);
   }
   std::uint64_t freed = 0;
   if (window_bytes_ + request.size > window_capacity_) {

@@ -31,7 +31,8 @@ struct Tuning {
 
 class Ranking {
  public:
-  Ranking(std::uint64_t capacity, const Tuning& tuning);
+  // ghost_limit: bytes for the table of those that are not there.
+  Ranking(std::uint64_t capacity, const Tuning& tuning, std::size_t ghost_limit);
 
   // Lock-free.
   void touch(PolicyNode& node) const noexcept {
@@ -50,9 +51,12 @@ class Ranking {
              std::vector<PolicyNode*>& victims);
   void link(PolicyNode& node);
   void unlink(PolicyNode& node);
+  void move(PolicyNode& node, PolicyNode& copy) noexcept;
   void evict(std::uint64_t bytes, std::vector<PolicyNode*>& victims);
   void resize(std::uint64_t capacity);
   void tune(const Tuning& tuning);
+
+  void limit_ghosts(std::size_t bytes) noexcept { ghost_limit_ = bytes; }
 
   [[nodiscard]] bool seen(std::uint64_t hash) const noexcept;
   [[nodiscard]] std::size_t entries() const noexcept { return window_.size() + main_.size(); }
@@ -78,6 +82,7 @@ class Ranking {
   void grow_ghosts();
 
   std::uint64_t capacity_;
+  std::size_t ghost_limit_;
   Tuning tuning_;
   std::uint64_t window_capacity_ = 0;
   std::uint64_t window_bytes_ = 0;

@@ -20,9 +20,6 @@ namespace {
 
 constexpr std::size_t kAlignment = 16;
 constexpr std::size_t kMaxRank = 64;
-// From here on the C library maps memory of its own for a block: whole pages.
-constexpr std::size_t kMappedBytes = std::size_t{128} << 10;
-constexpr std::size_t kPageBytes = 4096;
 
 [[noreturn]] void invalid(const std::string& message) {
   throw Error(ErrorCode::kInvalidArgument, "[make_entry] " + message);
@@ -89,32 +86,26 @@ const std::byte* bytes_of(const Entry& entry) {
 
 }  // namespace
 
-std::size_t entry_footprint(const EntryParts& parts) {
+namespace internal {
+
+std::size_t block_bytes(const EntryParts& parts) {
   if (!std::isfinite(parts.seconds) || parts.seconds < 0) {
     invalid("seconds is " + std::to_string(parts.seconds) + "; expected a finite number from 0 up");
   }
   if (parts.tensors.size() > std::numeric_limits<std::uint32_t>::max()) invalid("too many tensors");
   for (const TensorParts& tensor : parts.tensors) check_tensor(tensor);
-  const std::size_t size = extent(parts).end;
-  const std::size_t unit = size < kMappedBytes ? kAlignment : kPageBytes;
-  return add(add(size, 8), unit - 1) / unit * unit;  // 8: the allocator's own header
+  return extent(parts).end;
 }
 
-namespace internal {
-
-Block* allocate_block(const EntryParts& parts, std::size_t footprint) {
-  const Extent extent = tensorkey::extent(parts);
-  std::byte* const memory = static_cast<std::byte*>(::operator new(extent.end));
-  auto* const block = new (memory) Block;
+void fill_block(Block& target, const EntryParts& parts) {
+  Block* const block = &target;
   assert(&Block::of(block->policy) == block);
+  auto* const memory = reinterpret_cast<std::byte*>(block);
+  const Extent extent = tensorkey::extent(parts);
   block->tensors = static_cast<std::uint32_t>(parts.tensors.size());
   block->key = parts.key;
   block->has_input = parts.input.has_value();
   block->seconds = parts.seconds;
-  block->footprint = footprint;
-  std::memcpy(&block->policy.request.hash, parts.key.bytes().data(), sizeof(std::uint64_t));
-  block->policy.request.size = footprint;
-  block->policy.request.cost = parts.seconds;
 
   std::byte* to = memory + sizeof(Block);
   if (parts.input) {
@@ -133,8 +124,8 @@ Block* allocate_block(const EntryParts& parts, std::size_t footprint) {
                          .dims = dims,
                          .name = names,
                          .name_bytes = static_cast<std::uint32_t>(tensor.name.size()),
-                         .rank = static_cast<std::uint16_t>(tensor.shape.size()),
                          .dtype = tensor.dtype,
+                         .rank = static_cast<std::uint8_t>(tensor.shape.size()),
                          .strides = tensor.strides,
                          .codec = tensor.codec};
     if (!tensor.shape.empty()) {
@@ -146,11 +137,35 @@ Block* allocate_block(const EntryParts& parts, std::size_t footprint) {
     if (!tensor.data.empty()) {
       std::memcpy(memory + data, tensor.data.data(), tensor.data.size());
     }
+    if (i == 0) {
+      block->data = memory + data;
+      block->bytes = tensor.data.size();
+    }
     dims += tensor.shape.size_bytes();
     names += tensor.name.size();
     data += aligned(tensor.data.size());
   }
-  return block;
+}
+
+Block* copy_block(const Block& block, void* memory) {
+  // Before its lifetime begins: the bytes behind the block, and the plain members.
+  const auto* const from = reinterpret_cast<const std::byte*>(&block);
+  auto* const to = static_cast<std::byte*>(memory);
+  std::memcpy(to + sizeof(Block), from + sizeof(Block), block.size - sizeof(Block));
+  auto* const copy = new (memory) Block;
+  copy->policy.request = block.policy.request;
+  copy->tensors = block.tensors;
+  copy->key = block.key;
+  copy->expires.store(block.expires.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  if (block.data != nullptr) copy->data = to + (block.data - from);
+  copy->bytes = block.bytes;
+  copy->scope = block.scope;
+  copy->seconds = block.seconds;
+  copy->size = block.size;
+  copy->footprint = block.footprint;
+  copy->arena = block.arena;
+  copy->has_input = block.has_input;
+  return copy;
 }
 
 void retain(const Entry& entry) noexcept {
@@ -160,11 +175,15 @@ void retain(const Entry& entry) noexcept {
 void release(const Entry& entry) noexcept {
   const Block& block = block_of(entry);
   if (block.owners.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-  const std::shared_ptr<Account> account = block.account;
+  const std::shared_ptr<Arena> arena = block.arena;
   const std::size_t footprint = block.footprint;
+  auto* const memory = const_cast<Block*>(&block);
   block.~Block();
-  ::operator delete(const_cast<Block*>(&block));
-  if (account != nullptr) account->bytes.fetch_sub(footprint, std::memory_order_release);
+  if (arena != nullptr) {
+    arena->give_back(memory, footprint);
+  } else {
+    ::operator delete(memory);
+  }
 }
 
 }  // namespace internal
@@ -204,7 +223,12 @@ EntryPtr::~EntryPtr() {
 }
 
 EntryPtr make_entry(const EntryParts& parts) {
-  return EntryPtr(internal::allocate_block(parts, entry_footprint(parts)));
+  const std::size_t bytes = internal::block_bytes(parts);
+  auto* const block = new (::operator new(bytes)) Block;
+  block->size = bytes;
+  block->footprint = aligned(bytes + sizeof(void*));  // with the allocator's own header
+  internal::fill_block(*block, parts);
+  return EntryPtr(block);
 }
 
 }  // namespace tensorkey

@@ -5,8 +5,10 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <new>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "base/epoch.h"
 
@@ -16,8 +18,8 @@ namespace {
 // An entry above this is copied outside the lock.
 constexpr std::size_t kCopyUnderLock = std::size_t{16} << 10;
 // How often an inserting thread looks again whether readers have left what was evicted.
-constexpr int kPatience = 1000;
-constexpr int kRounds = 3;
+constexpr int kPatience = 100;
+constexpr int kRounds = 64;
 constexpr std::uint64_t kNeverFits = ~std::uint64_t{0};
 constexpr std::size_t kSweepSlots = 8;
 
@@ -31,25 +33,12 @@ std::int64_t now() {
 
 }  // namespace
 
-// Bytes taken of the account, given back unless an entry takes them over.
-class MemoryTier::Reservation {
- public:
-  Reservation(Account& account, std::size_t bytes) : account_(&account), bytes_(bytes) {}
-  ~Reservation() { account_->bytes.fetch_sub(bytes_, std::memory_order_release); }
-  Reservation(const Reservation&) = delete;
-  Reservation& operator=(const Reservation&) = delete;
-  void keep() noexcept { bytes_ = 0; }
-
- private:
-  Account* account_;
-  std::size_t bytes_;
-};
-
 MemoryTier::MemoryTier(const CacheOptions& options)
     : bound_(options.memory),
       ttl_(options.ttl == 0 ? 0
                             : std::max<std::int64_t>(
                                   1, std::llround(std::min(options.ttl, 1e12) * kTicksPerSecond))),
+      arena_(std::make_shared<Arena>(options.memory)),
       policy_(options.memory) {
   count_metadata();
 }
@@ -119,9 +108,8 @@ bool MemoryTier::read(const Key& key, std::span<std::byte> out) {
     const EpochGuard guard;
     Block* const block = table_.find(key);
     if (block == nullptr || expired(*block) || block->tensors == 0) return false;
-    const std::span<const std::byte> data = block->tensor(0).data;
-    if (data.size() != out.size()) return false;
-    std::memcpy(out.data(), data.data(), data.size());
+    if (block->bytes != out.size()) return false;
+    std::memcpy(out.data(), block->data, block->bytes);
     policy_.touch(block->policy);
     request = block->policy.request;
     wanted = policy_.sampled(request.hash);
@@ -173,98 +161,94 @@ EntryPtr MemoryTier::known(const Key& key) {
 }
 
 EntryPtr MemoryTier::insert(const EntryParts& parts, std::uint64_t scope) {
-  const std::size_t footprint = entry_footprint(parts);
-  Request request{.hash = 0, .size = footprint, .cost = parts.seconds};
-  std::memcpy(&request.hash, parts.key.bytes().data(), sizeof request.hash);
-  if (trace_.on()) [[unlikely]]
-    trace_.write(request);
-
+  const std::size_t bytes = block_bytes(parts);
   std::unique_lock lock(mutex_);
   if (EntryPtr entry = known(parts.key)) return entry;
-  if (!reserve(request)) return nullptr;
-  Reservation reservation(*account_, footprint);
-  if (footprint > kCopyUnderLock) lock.unlock();
-  Block* block = nullptr;
-  try {
-    block = allocate_block(parts, footprint);
-  } catch (...) {
-    if (!lock) lock.lock();
-    --coming_;
-    throw;
+  Block* const block = reserve(parts.key, bytes, parts.seconds);
+  if (block == nullptr) {
+    ++counted_.rejections;
+    return nullptr;
   }
-  block->account = account_;
-  reservation.keep();
-  if (!lock) lock.lock();
-  return publish(block, scope);
+  if (bytes > kCopyUnderLock) {
+    lock.unlock();
+    fill_block(*block, parts);
+    lock.lock();
+  } else {
+    fill_block(*block, parts);
+  }
+  return publish(*block, scope);
 }
 
-EntryPtr MemoryTier::insert(EntryPtr entry, std::uint64_t scope) {
-  Block& block = const_cast<Block&>(block_of(*entry));
-  if (block.account != nullptr || block.owners.load(std::memory_order_acquire) != 1) {
-    std::vector<TensorParts> tensors(block.tensors);
-    for (std::size_t i = 0; i < tensors.size(); ++i) tensors[i] = block.tensor(i);
-    EntryPtr copy = insert(
-        EntryParts{
-            .key = block.key, .input = block.input(), .seconds = block.seconds, .tensors = tensors},
-        scope);
-    return copy ? copy : entry;
-  }
-  if (trace_.on()) [[unlikely]]
-    trace_.write(block.policy.request);
-  const std::lock_guard lock(mutex_);
-  if (EntryPtr other = known(block.key)) return other;
-  if (!reserve(block.policy.request)) return entry;
-  block.account = account_;
-  retain(block);
-  return publish(&block, scope);
+EntryPtr MemoryTier::insert(const EntryPtr& entry, std::uint64_t scope) {
+  std::vector<TensorParts> tensors(entry->tensor_count());
+  for (std::size_t i = 0; i < tensors.size(); ++i) tensors[i] = entry->tensor(i);
+  EntryPtr stored = insert(EntryParts{.key = entry->key(),
+                                      .input = entry->input(),
+                                      .seconds = entry->seconds(),
+                                      .tensors = tensors},
+                           scope);
+  return stored ? stored : entry;
 }
 
-// Takes over the caller's reference to a block whose bytes are reserved.
-EntryPtr MemoryTier::publish(Block* block, std::uint64_t scope) {
-  EntryPtr entry(block);
+// Takes over the caller's reference to a block from reserve().
+EntryPtr MemoryTier::publish(Block& block, std::uint64_t scope) {
+  EntryPtr entry(&block);
   --coming_;
   // Only while the lock was away can another thread have stored the key.
-  if (EntryPtr other = known(block->key)) return other;
-  block->scope = scope;
-  if (ttl_ != 0) block->expires.store(now() + ttl_, std::memory_order_relaxed);
-  policy_.link(block->policy);
-  retain(*block);
-  table_.insert(*block);
+  if (EntryPtr other = known(block.key)) return other;
+  block.scope = scope;
+  if (ttl_ != 0) block.expires.store(now() + ttl_, std::memory_order_relaxed);
+  policy_.link(block.policy);
+  retain(block);
+  block.linked = true;
+  table_.insert(block);
   ++counted_.insertions;
   return entry;
 }
 
-// Takes request.size bytes of the account and a place in the index, or says that the entry is not
-// stored.
-bool MemoryTier::reserve(const Request& request) {
+// An empty block and a place in the index for it; null if the entry is not to be stored.
+Block* MemoryTier::reserve(const Key& key, std::size_t bytes, double seconds) {
   learn();
   if (ttl_ != 0) sweep();
   collect();
   count_metadata();
+  const std::size_t size = arena_->rounded(bytes);
   // While the index grows, the old one is there too.
   const std::size_t growth = table_.growth(coming_ + 1);
-  const std::size_t wanted = static_cast<std::size_t>(request.size) + growth;
-  const std::size_t fixed = metadata_ + pinned_;
-  const std::size_t taken = account_->bytes.load(std::memory_order_acquire);
-  const std::size_t excess = taken + wanted > bound_ ? taken + wanted - bound_ : 0;
-  const bool fits = fixed < bound_ && wanted <= bound_ - fixed;
-  if (!policy_.admit(request, fits ? excess : kNeverFits, victims_)) {
-    ++counted_.rejections;
-    return false;
+  const std::size_t fixed = metadata_ + pinned_ + growth;
+  Request request{.hash = 0, .size = size, .cost = seconds};
+  std::memcpy(&request.hash, key.bytes().data(), sizeof request.hash);
+  if (trace_.on()) [[unlikely]]
+    trace_.write(request);
+
+  std::uint64_t excess = kNeverFits;
+  if (fixed < bound_ && size <= bound_ - fixed) {
+    const std::size_t wanted = metadata_ + growth + arena_->live() + size;
+    excess = wanted > bound_ ? wanted - bound_ : 0;
   }
+  if (!policy_.admit(request, excess, victims_)) return nullptr;
   evict_victims();
-  if (!make_room(wanted)) {
-    ++counted_.rejections;
-    return false;
+  if (!make_room(size, growth)) return nullptr;
+  if (growth > 0) grow_index();
+  void* memory = nullptr;
+  try {
+    memory = arena_->allocate(size);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
   }
-  if (growth > 0) {
-    limbo_.push_back({.tag = 0, .block = nullptr, .slots = table_.grow(coming_ + 1)});
-    limbo_.back().tag = retire_epoch();
-    count_metadata();
-  }
-  account_->bytes.fetch_add(request.size, std::memory_order_relaxed);
+  auto* const block = new (memory) Block;
+  block->policy.request = request;
+  block->size = bytes;
+  block->footprint = size;
+  block->arena = arena_;
   ++coming_;
-  return true;
+  return block;
+}
+
+void MemoryTier::grow_index() {
+  limbo_.push_back({.tag = 0, .block = nullptr, .slots = table_.grow(coming_ + 1)});
+  limbo_.back().tag = retire_epoch();
+  count_metadata();
 }
 
 // What policy_ has just unlinked leaves the index.
@@ -274,26 +258,59 @@ void MemoryTier::evict_victims() {
   count_metadata();
 }
 
-// Waits a moment for readers to leave what was evicted, and evicts more where callers hold what
-// should have gone. False if there still is no room.
-bool MemoryTier::make_room(std::size_t wanted) {
+bool MemoryTier::fits(std::size_t size, std::size_t extra) const noexcept {
+  const std::size_t cost = size == 0 ? 0 : arena_->cost(size);
+  return metadata_ + arena_->held() + cost + extra <= bound_;
+}
+
+// Makes room for an allocation of `size` bytes (0: none) and `extra` bytes of index: waits a moment
+// for readers to leave what was evicted, then joins half empty slabs, then evicts more. False if
+// there still is no room, since callers hold what should have gone.
+bool MemoryTier::make_room(std::size_t size, std::size_t extra) {
+  int patience = kPatience;
   for (int rounds = 0; rounds < kRounds; ++rounds) {
-    for (int tries = 0; tries < kPatience; ++tries) {
+    for (;;) {
       collect();
-      if (account_->bytes.load(std::memory_order_acquire) + wanted <= bound_) return true;
-      if (limbo_.empty()) break;
+      if (fits(size, extra)) return true;
+      if (limbo_.empty() || patience-- <= 0) break;
       std::this_thread::yield();
     }
-    const std::size_t taken = account_->bytes.load(std::memory_order_acquire) + wanted;
-    policy_.evict(taken > bound_ ? taken - bound_ : 0, victims_);
+    if (arena_->trim() || compact()) continue;
+    const std::size_t wanted = metadata_ + arena_->held() + extra + size;
+    policy_.evict(wanted > bound_ ? wanted - bound_ : size, victims_);
+    if (victims_.empty()) break;
     evict_victims();
   }
   collect();
-  return account_->bytes.load(std::memory_order_acquire) + wanted <= bound_;
+  return fits(size, extra);
+}
+
+// Empties the emptiest slab whose entries fit into others of its kind. False if there is none.
+bool MemoryTier::compact() {
+  Arena::Slab* const slab = arena_->close_sparse();
+  if (slab == nullptr) return false;
+  places_.clear();
+  Arena::places(*slab, places_);
+  std::size_t moved = 0;
+  for (void* const place : places_) {
+    Block& block = *static_cast<Block*>(place);
+    if (!block.linked) continue;  // being filled, or held by callers
+    Block* const copy = copy_block(block, arena_->allocate(block.footprint));
+    copy->pinned = block.pinned;
+    copy->linked = true;
+    if (!block.pinned) policy_.move(block.policy, copy->policy);
+    table_.replace(block, *copy);
+    block.linked = false;
+    limbo_.push_back({.tag = retire_epoch(), .block = &block, .slots = nullptr});
+    ++moved;
+  }
+  if (moved < places_.size()) arena_->reopen(*slab);
+  return moved > 0;
 }
 
 void MemoryTier::retire(Block& block) {
   table_.remove(block);
+  block.linked = false;
   limbo_.push_back({.tag = retire_epoch(), .block = &block, .slots = nullptr});
 }
 
@@ -316,13 +333,12 @@ void MemoryTier::collect() {
     } else if (retired.block != nullptr) {
       release(*retired.block);
     } else {
-      const std::size_t bytes = Table::bytes(*retired.slots);
-      metadata_ -= bytes;
-      account_->bytes.fetch_sub(bytes, std::memory_order_relaxed);
+      metadata_ -= EntryTable::bytes(*retired.slots);
       retired.slots.reset();
     }
   }
   limbo_.resize(kept);
+  arena_->reclaim();
 }
 
 // Looks at a few more slots for what has expired: all of them within some insertions.
@@ -336,23 +352,18 @@ void MemoryTier::sweep() {
 }
 
 void MemoryTier::learn() {
+  const std::uint64_t hits = lookups_.sum()[static_cast<std::size_t>(Lookup::kHit)];
+  policy_.count(hits - std::exchange(seen_hits_, hits));
   accesses_.drain([this](const Request& request) { policy_.record(request); });
 }
 
-// Keeps the account right about what is not in entries.
 void MemoryTier::count_metadata() {
-  std::size_t bytes = sizeof(*this) + table_.bytes() + policy_.memory() +
-                      limbo_.capacity() * sizeof(Retired) +
-                      victims_.capacity() * sizeof(PolicyNode*);
+  metadata_ = sizeof(*this) + sizeof(Arena) + table_.bytes() + policy_.memory() +
+              limbo_.capacity() * sizeof(Retired) + victims_.capacity() * sizeof(PolicyNode*) +
+              places_.capacity() * sizeof(void*);
   for (const Retired& retired : limbo_) {
-    if (retired.slots != nullptr) bytes += Table::bytes(*retired.slots);
+    if (retired.slots != nullptr) metadata_ += EntryTable::bytes(*retired.slots);
   }
-  if (bytes > metadata_) {
-    account_->bytes.fetch_add(bytes - metadata_, std::memory_order_relaxed);
-  } else {
-    account_->bytes.fetch_sub(metadata_ - bytes, std::memory_order_relaxed);
-  }
-  metadata_ = bytes;
 }
 
 bool MemoryTier::remove(const Key& key) {
@@ -384,6 +395,7 @@ void MemoryTier::clear() {
     if (Block* const block = table_.at(i)) drop(*block);
   }
   collect();
+  arena_->trim();
 }
 
 bool MemoryTier::pin(const Key& key, bool pinned) {
@@ -409,7 +421,7 @@ void MemoryTier::resize(std::size_t bound) {
   bound_ = bound;
   policy_.resize(bound);
   count_metadata();
-  make_room(0);
+  make_room(0, 0);
 }
 
 // --- Accounts
@@ -442,7 +454,7 @@ CacheStats MemoryTier::stats() const {
   stats.waits = waits_ - baseline_.waits;
   stats.corrupt = corrupt_ - baseline_.corrupt;
   stats.bound = bound_;
-  stats.bytes = account_->bytes;
+  stats.bytes = metadata_ + arena_->held();
   stats.metadata = metadata_;
   stats.pinned = pinned_;
   stats.entries = table_.size();

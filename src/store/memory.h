@@ -45,9 +45,9 @@ class MemoryTier {
 
   // See ActivationCache::insert.
   EntryPtr insert(const EntryParts& parts, std::uint64_t scope);
-  // The same for an entry that is made already; it is taken as it is if it has no other owner.
-  // Never null: the entry of the cache, or the given one if it was rejected.
-  EntryPtr insert(EntryPtr entry, std::uint64_t scope);
+  // A copy of an entry that is made already. Never null: the entry of the cache, or the given one
+  // if it was rejected.
+  EntryPtr insert(const EntryPtr& entry, std::uint64_t scope);
 
   bool remove(const Key& key);
   std::size_t purge(std::uint64_t scope);
@@ -64,18 +64,20 @@ class MemoryTier {
   struct Retired {
     std::uint64_t tag;
     Block* block;
-    Table::SlotsPtr slots;
+    EntryTable::SlotsPtr slots;
   };
-  class Reservation;
 
   void hit(Block& block);
   [[nodiscard]] bool expired(const Block& block) const noexcept;
 
   // All below: mutex_ is held.
   EntryPtr known(const Key& key);
-  EntryPtr publish(Block* block, std::uint64_t scope);
-  [[nodiscard]] bool reserve(const Request& request);
-  bool make_room(std::size_t wanted);
+  EntryPtr publish(Block& block, std::uint64_t scope);
+  [[nodiscard]] Block* reserve(const Key& key, std::size_t bytes, double seconds);
+  bool make_room(std::size_t size, std::size_t extra);
+  [[nodiscard]] bool fits(std::size_t size, std::size_t extra) const noexcept;
+  void grow_index();
+  bool compact();
   void evict_victims();
   void retire(Block& block);
   void drop(Block& block);
@@ -86,8 +88,8 @@ class MemoryTier {
 
   std::size_t bound_;
   const std::int64_t ttl_;  // ticks; 0: none
-  const std::shared_ptr<Account> account_ = std::make_shared<Account>();
-  Table table_;
+  const std::shared_ptr<Arena> arena_;
+  EntryTable table_;
   Policy policy_;
   Accesses accesses_;
   LookupCounters lookups_;
@@ -99,12 +101,14 @@ class MemoryTier {
   mutable ForkMutex mutex_;
   std::vector<Retired> limbo_;
   std::vector<PolicyNode*> victims_;  // kept to save allocations
-  std::size_t metadata_ = 0;          // of account_->bytes, what is not in entries
+  std::vector<void*> places_;         // likewise
+  std::size_t metadata_ = 0;          // bytes of the bound that are not in arena_
   std::size_t pinned_ = 0;
   std::size_t swept_ = 0;
-  std::size_t coming_ = 0;  // reserved, not yet published
-  CacheStats counted_;      // insertions, evictions, expirations, rejections
-  CacheStats baseline_;     // what reset_stats() forgets
+  std::size_t coming_ = 0;       // reserved, not yet published
+  std::uint64_t seen_hits_ = 0;  // hits that policy_ knows of
+  CacheStats counted_;           // insertions, evictions, expirations, rejections
+  CacheStats baseline_;          // what reset_stats() forgets
 };
 
 }  // namespace tensorkey::internal

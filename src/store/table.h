@@ -19,7 +19,7 @@
 
 namespace tensorkey::internal {
 
-class Table {
+class EntryTable {
  public:
   struct Slots;
   struct Free {
@@ -27,10 +27,10 @@ class Table {
   };
   using SlotsPtr = std::unique_ptr<Slots, Free>;
 
-  Table();
-  ~Table();
-  Table(const Table&) = delete;
-  Table& operator=(const Table&) = delete;
+  EntryTable();
+  ~EntryTable();
+  EntryTable(const EntryTable&) = delete;
+  EntryTable& operator=(const EntryTable&) = delete;
 
   // REQUIRES: an EpochGuard or the writer's lock, as long as the block is used.
   [[nodiscard]] Block* find(const Key& key) const noexcept;
@@ -45,6 +45,9 @@ class Table {
   void insert(Block& block) noexcept;
   // REQUIRES: it is there.
   void remove(const Block& block) noexcept;
+
+  // Puts a copy of a block in its place. REQUIRES: the block is there.
+  void replace(const Block& block, Block& copy) noexcept;
 
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
   [[nodiscard]] std::size_t bytes() const noexcept;
