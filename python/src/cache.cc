@@ -129,7 +129,7 @@ void init_cache(nb::module_& m) {
           "memory"_a, "ttl"_a)
       .def("get", &get, "key"_a,
            "Return the entry under a key, or None. It counts as a hit or a miss.")
-      .def("put", &put, "key"_a, "value"_a, "seconds"_a = 0.0, "scope"_a = nb::bytes("", 0),
+      .def("put", &put, "key"_a, "value"_a.none(), "seconds"_a = 0.0, "scope"_a = nb::bytes("", 0),
            nb::sig("def put(self, key: Key, value: object, seconds: float = 0.0, "
                    "scope: bytes | str = b'') -> bool"),
            "Store a copy of a tensor, of a dict of tensors or of a list of tensors.\n\n"
