@@ -19,7 +19,8 @@ enum class ErrorCode : std::uint8_t {
   kInvalidArgument = 1,  // a value out of range: Python InvalidArgument, a ValueError
   kUnsupported,          // a type, dtype or device that has no key: Python Unsupported, a TypeError
   kNotFound,             // only at() and d[k]: Python MissingKey, a KeyError
-  kInternal,             // a broken invariant of the library: Python InternalError, a RuntimeError
+  kCorruption,  // stored bytes that are no whole entry: Python CorruptEntry, a RuntimeError
+  kInternal,    // a broken invariant of the library: Python InternalError, a RuntimeError
 };
 
 // "invalid_argument" and so on: stable names for logs.

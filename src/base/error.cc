@@ -7,6 +7,7 @@ std::string_view to_string(ErrorCode code) noexcept {
     case ErrorCode::kInvalidArgument: return "invalid_argument";
     case ErrorCode::kUnsupported: return "unsupported";
     case ErrorCode::kNotFound: return "not_found";
+    case ErrorCode::kCorruption: return "corruption";
     case ErrorCode::kInternal: return "internal";
   }
   return "unknown";
