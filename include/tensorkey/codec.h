@@ -8,7 +8,8 @@
 //   std::vector<std::byte> elements(decoded_size(entry->tensor(0)));
 //   decode(entry->tensor(0), elements);
 //
-// Elements are in C order, little-endian. Nothing is kept between calls; all are thread-safe.
+// Elements are in C order, little-endian. All calls are thread-safe; a thread that used kLossless
+// keeps zstd's working memory, some 700 KB, until it ends.
 // docs/entry_format.md has each codec bit by bit.
 #pragma once
 
