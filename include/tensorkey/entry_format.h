@@ -40,7 +40,7 @@ TENSORKEY_EXPORT void encode_entry(const Entry& entry, std::span<std::byte> out,
 
 struct DecodeOptions {
   Secret secret = std::nullopt;
-  // Most bytes that the entry may take in memory, and most that the elements of all its tensors may
+  // Most bytes that the encoded entry may have, and most that the elements of all its tensors may
   // have when they are decoded.
   std::size_t max_bytes = std::numeric_limits<std::size_t>::max();
   std::optional<Key> key = std::nullopt;  // the only one that is accepted

@@ -121,6 +121,10 @@ Key take_key(Body& body) {
 }  // namespace
 
 EncodedEntry::EncodedEntry(std::span<const std::byte> bytes, const DecodeOptions& options) {
+  if (bytes.size() > options.max_bytes) {
+    corrupt(std::to_string(bytes.size()) + " bytes; expected at most " +
+            std::to_string(options.max_bytes));
+  }
   const std::uint8_t flags = check_whole(bytes, options.secret);
   Body body(bytes.first(bytes.size() - internal::seal_bytes(options.secret.has_value())));
   const std::byte* const head = body.take(kHeadBytes - Key::kSize);
@@ -187,10 +191,6 @@ EncodedEntry::EncodedEntry(std::span<const std::byte> bytes, const DecodeOptions
     corrupt(std::to_string(body.left()) + " bytes after the last tensor; expected none");
   }
   parts_.tensors = tensors_;
-  if (entry_footprint(parts_) > options.max_bytes) {
-    corrupt("it takes " + std::to_string(entry_footprint(parts_)) +
-            " bytes of memory; expected at most " + std::to_string(options.max_bytes));
-  }
 }
 
 EntryPtr decode_entry(std::span<const std::byte> bytes, const DecodeOptions& options) {
