@@ -15,7 +15,14 @@ True
 
 from tensorkey import _core
 
-__all__ = ["Error", "InternalError", "InvalidArgument", "MissingKey", "Unsupported"]
+__all__ = [
+    "CorruptEntry",
+    "Error",
+    "InternalError",
+    "InvalidArgument",
+    "MissingKey",
+    "Unsupported",
+]
 
 
 class Error(Exception):
@@ -36,6 +43,10 @@ class MissingKey(Error, KeyError):
     __str__ = Exception.__str__  # KeyError shows the repr of its argument
 
 
+class CorruptEntry(Error, RuntimeError):
+    """Stored bytes are no whole entry, or not one that a holder of the secret wrote."""
+
+
 class InternalError(Error, RuntimeError):
     """An invariant of the library is broken: please report it."""
 
@@ -43,4 +54,5 @@ class InternalError(Error, RuntimeError):
 _core.register_error("invalid_argument", InvalidArgument)
 _core.register_error("unsupported", Unsupported)
 _core.register_error("not_found", MissingKey)
+_core.register_error("corruption", CorruptEntry)
 _core.register_error("internal", InternalError)
