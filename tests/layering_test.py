@@ -28,6 +28,8 @@ HEADER_LAYER = {
     "codec": "store",
     "entry": "store",
     "entry_format": "store",
+    "bypass": "memo",
+    "hints": "memo",
     "tensorkey": "frontends",
     "torch": "frontends",
 }

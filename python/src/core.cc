@@ -14,5 +14,8 @@ NB_MODULE(_core, m) {
   tensorkey::python::init_view(m);
   tensorkey::python::init_key(m);
   tensorkey::python::init_map(m);
+  tensorkey::python::init_entry(m);
+  tensorkey::python::init_cache(m);
   tensorkey::python::init_memo(m);
+  tensorkey::python::init_monitor(m);
 }

@@ -8,6 +8,8 @@
 
 #include <tensorkey/error.h>
 
+#include "failure.h"
+
 namespace nb = nanobind;
 
 namespace tensorkey::python {
@@ -30,6 +32,8 @@ void set_python_error() noexcept {
     throw;
   } catch (nb::python_error& error) {
     error.restore();
+  } catch (const PythonFailure& failure) {
+    failure.restore();
   } catch (const Error& error) {
     PyErr_SetString(class_of(error.code()), error.what());
   } catch (const std::bad_alloc&) {
@@ -52,6 +56,8 @@ void init_errors(nb::module_& module) {
   nb::register_exception_translator([](const std::exception_ptr& pointer, void*) {
     try {
       std::rethrow_exception(pointer);
+    } catch (const PythonFailure& failure) {
+      failure.restore();
     } catch (const Error& error) {
       PyErr_SetString(class_of(error.code()), error.what());
     }

@@ -4,9 +4,12 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <exception>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -14,6 +17,7 @@
 
 #include <tensorkey/error.h>
 
+#include "failure.h"
 #include "module.h"
 #include "options.h"
 
@@ -23,8 +27,34 @@ using namespace nb::literals;
 namespace tensorkey::python {
 namespace {
 
-MemoBatch lookup(Memo& memo, const nb::sequence& tensors, const std::vector<std::string>& paths,
-                 nb::handle scope, nb::handle secret) {
+constexpr double kSlice = 0.1;  // seconds between looks for signals
+
+// A batch that can be dropped before Python lets go of it: an exception keeps its frames alive, and
+// other threads wait for the rows.
+class Batch {
+ public:
+  explicit Batch(MemoBatch batch) : batch_(std::move(batch)) {}
+  [[nodiscard]] MemoBatch& get() {
+    if (!batch_) throw Error(ErrorCode::kInvalidArgument, "[MemoBatch] the batch is closed");
+    return *batch_;
+  }
+  void close() noexcept { batch_.reset(); }
+
+ private:
+  std::optional<MemoBatch> batch_;
+};
+
+Codec codec_of(const std::string& name) {
+  if (name == "raw") return Codec::kRaw;
+  if (name == "lossless") return Codec::kLossless;
+  if (name == "fp16") return Codec::kFloat16;
+  if (name == "bf16") return Codec::kBFloat16;
+  throw Error(ErrorCode::kInvalidArgument,
+              "[Memo] codec is '" + name + "'; expected 'raw', 'lossless', 'fp16' or 'bf16'");
+}
+
+Batch lookup(Memo& memo, const nb::sequence& tensors, const std::vector<std::string>& paths,
+             nb::handle scope, nb::handle secret) {
   const KeyOptions options = key_options(scope, secret, false, "Memo.lookup");
   BorrowedMembers borrowed;
   std::size_t count = 0;
@@ -39,14 +69,25 @@ MemoBatch lookup(Memo& memo, const nb::sequence& tensors, const std::vector<std:
   }
   const auto members = borrowed.members();
   const MaybeReleaseGil release(borrowed.bytes());
-  return memo.lookup(members, options);
+  return Batch(memo.lookup(members, options));
 }
 
-void insert(MemoBatch& batch, std::size_t first, std::size_t count, nb::handle output,
-            double seconds) {
+void insert(Batch& self, std::size_t first, std::size_t count, nb::handle output, double seconds) {
+  MemoBatch& batch = self.get();
   const Borrowed borrowed(output.ptr());
   const MaybeReleaseGil release(borrowed.view());
   batch.insert(first, count, borrowed.view(), seconds);
+}
+
+// Whether all rows are known. Most batches have nothing to wait for.
+bool wait(Batch& self) {
+  MemoBatch& batch = self.get();
+  for (MemoBatch::Wait outcome = batch.wait(0);;) {
+    if (outcome != MemoBatch::Wait::kTimeout) return outcome == MemoBatch::Wait::kDone;
+    check_signals();
+    const nb::gil_scoped_release release;
+    outcome = batch.wait(kSlice);
+  }
 }
 
 // A buffer that Python lets us write, C-contiguous.
@@ -75,7 +116,8 @@ void assemble_into_buffer(const MemoBatch& batch, nb::handle destination) {
 }
 
 // A PyTorch tensor exports no buffer: its memory comes over DLPack, where nothing is read-only.
-void assemble(const MemoBatch& batch, nb::handle destination) {
+void assemble(Batch& self, nb::handle destination) {
+  const MemoBatch& batch = self.get();
   if (PyObject_CheckBuffer(destination.ptr()) != 0) return assemble_into_buffer(batch, destination);
   const Borrowed borrowed(destination.ptr());
   const TensorView& view = borrowed.view();
@@ -96,52 +138,28 @@ void assemble(const MemoBatch& batch, nb::handle destination) {
   batch.assemble({const_cast<std::byte*>(static_cast<const std::byte*>(view.data)), bytes});
 }
 
-std::optional<std::pair<std::string, nb::tuple>> example(const MemoBatch& batch) {
-  const Entry* entry = batch.example();
+std::optional<std::pair<std::string, nb::tuple>> example(Batch& self) {
+  const Entry* entry = self.get().example();
   if (entry == nullptr) return std::nullopt;
+  const TensorParts row = entry->tensor(0);
   nb::list shape;
-  for (const std::int64_t dim : entry->shape) shape.append(dim);
-  return std::pair(std::string(to_string(entry->dtype)), nb::tuple(shape));
-}
-
-nb::dict stats(const Memo& memo) {
-  const MemoStats stats = memo.stats();
-  const StoreStats store = memo.store().stats();
-  nb::dict result;
-  result["batches"] = stats.batches;
-  result["lookups"] = stats.lookups;
-  result["hits"] = stats.hits;
-  result["duplicates"] = stats.duplicates;
-  result["misses"] = stats.misses;
-  result["padded_rows"] = stats.padded_rows;
-  result["seconds_saved"] = stats.seconds_saved;
-  result["seconds_spent"] = stats.seconds_spent;
-  result["bound"] = store.bound;
-  result["bytes"] = store.bytes;
-  result["entries"] = store.entries;
-  result["insertions"] = store.insertions;
-  result["evictions"] = store.evictions;
-  result["rejections"] = store.rejections;
-  return result;
-}
-
-std::shared_ptr<MemoryStore> make_store(std::int64_t memory) {
-  if (memory <= 0) {
-    throw Error(ErrorCode::kInvalidArgument, "[Memo] memory is " + std::to_string(memory) +
-                                                 " bytes; expected a positive number");
-  }
-  return std::make_shared<MemoryStore>(static_cast<std::size_t>(memory));
+  for (const std::int64_t dim : row.shape) shape.append(dim);
+  return std::pair(std::string(to_string(row.dtype)), nb::tuple(shape));
 }
 
 }  // namespace
 
 void init_memo(nb::module_& m) {
-  nb::class_<MemoBatch>(m, "MemoBatch", "One batch on its way through a Memo; for one thread.")
-      .def_prop_ro("rows", &MemoBatch::rows, "Number of rows of the batch.")
+  nb::class_<Batch>(m, "MemoBatch",
+                    "One batch on its way through a Memo; for one thread. On the way out of a\n"
+                    "`with` block it gives up the rows that it has not answered.")
+      .def_prop_ro(
+          "rows", [](Batch& self) { return self.get().rows(); }, "Number of rows of the batch.")
       .def_prop_ro(
           "missing",
-          [](const MemoBatch& batch) {
-            return std::vector<std::int64_t>(batch.missing().begin(), batch.missing().end());
+          [](Batch& self) {
+            const auto missing = self.get().missing();
+            return std::vector<std::int64_t>(missing.begin(), missing.end());
           },
           "Positions of the rows to compute: the first of each distinct one, ascending.")
       .def_prop_ro("example", &example,
@@ -153,25 +171,39 @@ void init_memo(nb::module_& m) {
                   "-> None"),
           "Give the answers to the missing rows first .. first + count: the first `count` rows of\n"
           "`output`, whose further rows are padding. `seconds` is what the whole chunk took.")
+      .def(
+          "fail",
+          [](Batch& self, nb::handle error) {
+            self.get().fail(std::make_exception_ptr(PythonFailure(error)));
+          },
+          "error"_a, nb::sig("def fail(self, error: BaseException) -> None"),
+          "Raise `error` in all who wait for rows of this batch.")
+      .def("wait", &wait,
+           "Wait for rows that other threads compute. True: all rows are known. False: `missing`\n"
+           "lists rows that others gave up. Raises what their computation raised.")
       .def("assemble", &assemble, "destination"_a,
            nb::sig("def assemble(self, destination: object) -> None"),
-           "Write the answers to all rows, in order, into a C-contiguous tensor or buffer.");
-
-  nb::class_<Memo>(m, "Memo",
-                   "The memo engine over a memory store of at most `memory` bytes. Thread-safe.")
+           "Write the answers to all rows, in order, into a C-contiguous tensor or buffer.")
       .def(
-          "__init__", [](Memo* self, std::int64_t memory) { new (self) Memo(make_store(memory)); },
-          "memory"_a)
+          "__enter__", [](nb::handle self) { return nb::borrow(self); },
+          nb::sig("def __enter__(self) -> MemoBatch"))
+      .def(
+          "__exit__", [](Batch& self, const nb::args&) { self.close(); },
+          nb::sig("def __exit__(self, *exception: object) -> None"));
+
+  nb::class_<Memo>(m, "Memo", "The memo engine over a cache. Thread-safe.")
+      .def(
+          "__init__",
+          [](Memo* self, std::shared_ptr<ActivationCache> cache, const std::string& codec) {
+            new (self) Memo(std::move(cache), {.codec = codec_of(codec)});
+          },
+          "cache"_a, "codec"_a = "raw")
       .def("lookup", &lookup, "tensors"_a, "paths"_a, "scope"_a.none(),
            "secret"_a.none() = nb::none(),
            nb::sig("def lookup(self, tensors: collections.abc.Sequence[object], "
                    "paths: collections.abc.Sequence[str], scope: bytes | str, "
                    "secret: bytes | None = None) -> MemoBatch"),
-           "Look up the rows of tensors that share their first dimension.")
-      .def("stats", &stats, nb::sig("def stats(self) -> dict[str, int | float]"),
-           "Counters of the engine and of its store; hits + misses == lookups.")
-      .def(
-          "clear", [](Memo& self) { self.store().clear(); }, "Drop all entries.");
+           "Look up the rows of tensors that share their first dimension.");
 }
 
 }  // namespace tensorkey::python

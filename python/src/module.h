@@ -9,6 +9,9 @@ void init_digest(nanobind::module_& module);
 void init_view(nanobind::module_& module);
 void init_key(nanobind::module_& module);
 void init_map(nanobind::module_& module);
+void init_entry(nanobind::module_& module);
+void init_cache(nanobind::module_& module);
 void init_memo(nanobind::module_& module);
+void init_monitor(nanobind::module_& module);
 
 }  // namespace tensorkey::python

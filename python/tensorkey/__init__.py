@@ -17,6 +17,8 @@ Examples
 from collections.abc import Sequence
 
 from tensorkey import errors as errors
+from tensorkey._cache import ActivationCache as ActivationCache
+from tensorkey._core import Entry as Entry
 from tensorkey._core import Key as Key
 from tensorkey._core import Keys as Keys
 from tensorkey._core import __version__ as __version__
@@ -26,6 +28,7 @@ from tensorkey._core import row_keys as row_keys
 from tensorkey._core import structure_key as structure_key
 from tensorkey._core import tuple_key as tuple_key
 from tensorkey._core import tuple_row_keys as tuple_row_keys
+from tensorkey._disabled import disabled as disabled
 from tensorkey._method import cached_method as cached_method
 from tensorkey._unique import unique as unique
 from tensorkey.mapping import TensorKeyDict as TensorKeyDict

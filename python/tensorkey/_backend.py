@@ -39,6 +39,12 @@ class Backend(Protocol):
     def place(self, output: Any) -> Any:
         """Return where an output lies: its device."""
 
+    def finish(self, output: Any) -> None:
+        """Wait until an output is computed: what a layer costs would show elsewhere otherwise."""
+
+    def device_bytes(self, tensor: Any) -> int:
+        """Return the bytes that reading a tensor copies from a device; 0 on the CPU."""
+
     def gap(self, one: Any, other: Any) -> Gap:
         """Compare outputs row by row, bitwise."""
 

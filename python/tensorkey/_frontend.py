@@ -4,57 +4,40 @@ A frontend owns a ``Backend`` (how to copy rows, run the layer, allocate an answ
 guards whether a call may be cached at all, and hands the rest to ``Engine.call``:
 
     fingerprint -> plan (chunk and probe, once for each structure) -> lookup -> run the missing rows
-    in chunks -> insert -> assemble
+    in chunks -> insert -> wait for rows that other threads run -> assemble
 
 The scope under which rows are looked up is the BLAKE3 of the canonical encoding (_encoding.py) of
 
     ("tensorkey layer", 1, frontend, method, "each", chunk, environment, the caller's scope,
-     digest of the fingerprint)
+     codec if it is lossy, digest of the fingerprint)
 
-An exception of the layer passes through unchanged and stores nothing. A failure of the cache is
-counted and the layer runs without it.
+An exception of the layer passes through unchanged, to the threads that wait for its rows too, and
+stores nothing. A failure of the cache is counted and the layer runs without it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
+import weakref
 from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
 from tensorkey import _core, errors
 from tensorkey._backend import Backend, Bypass, CheckedLayer, LayerState, Unsuited
-from tensorkey._chunks import Chunk, check_chunk, chunks, first_chunk
+from tensorkey._cache import ActivationCache
+from tensorkey._chunks import chunks, first_chunk
 from tensorkey._encoding import plain
 from tensorkey._fingerprint import Fingerprint, Reading, State
+from tensorkey._options import Options
 from tensorkey._probe import MAX_ROWS, Inputs, Verdict, probe
-from tensorkey._sizes import parse_bytes
 from tensorkey._stats import LayerStats
 
 UNPROVEN = "unproven: probe=False"
 MAX_PLANS = 64
-MAX_REASONS = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """The options of a cached layer, checked."""
-
-    memory: int | str = "1 GiB"
-    chunk: Chunk = "auto"
-    scope: bytes | str = b""
-    probe: bool = True
-    secret: bytes | None = dataclasses.field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        parse_bytes(self.memory)
-        check_chunk(self.chunk)
-        if not isinstance(self.scope, (bytes, str)):
-            raise errors.InvalidArgument("[CachedLayer] scope must be bytes or str")
-        secret = self.secret
-        if secret is not None and (type(secret) is not bytes or len(secret) != 32):
-            raise errors.InvalidArgument("[CachedLayer] secret must be exactly 32 bytes")
+MAX_SCOPES = 1 << 16
 
 
 @dataclasses.dataclass
@@ -71,21 +54,24 @@ class Engine:
 
     def __init__(self, backend: Backend, fingerprint: Fingerprint, options: Options) -> None:
         self.options = options
+        self.cache = options.cache or ActivationCache(options.memory or "1 GiB")
+        self.monitor = _core.Monitor(options.bypass)
         self._backend = backend
         self._fingerprint = fingerprint
-        self._memo = _core.Memo(parse_bytes(options.memory))
+        self._memo = _core.Memo(self.cache, options.codec)
         scope = options.scope
-        self._user_scope = scope.encode() if isinstance(scope, str) else scope
+        codec = "" if options.codec in ("raw", "lossless") else options.codec
+        self._user_scope = (scope.encode() if isinstance(scope, str) else scope, codec)
         self._scope: tuple[object, bytes] = (None, b"")
+        self._scopes: dict[bytes, None] = {}  # of a shared cache: what is this layer's
         self._plans: dict[tuple[bytes, object], Plan] = {}
         self._last: Plan | None = None
         self._accepted = False
         self._chunk: int | None = None
-        self._bypasses: dict[str, int] = {}
         self._assumptions: dict[str, None] = {}
         self._probe_runs = 0
-        self._lock = threading.Lock()
         self._settling = threading.RLock()
+        _engines.add(self)
 
     def reading(self) -> Reading:
         """Return the layer as it is now: what the frontend's own guards look at.
@@ -100,18 +86,24 @@ class Engine:
         except Exception as error:  # anything that attributes of other people's classes may raise
             raise Bypass(f"the layer cannot be read: {type(error).__name__}: {error}") from error
 
-    def bypass(self, reason: str) -> None:
-        """Count a call that ran without the cache."""
-        with self._lock:
-            if reason not in self._bypasses and len(self._bypasses) >= MAX_REASONS:
-                reason = "other reasons"
-            self._bypasses[reason] = self._bypasses.get(reason, 0) + 1
-
     def clear(self) -> None:
-        """Drop all entries; the counters stay."""
-        self._memo.clear()
+        """Drop this layer's entries; the counters stay."""
+        if self.options.cache is None:
+            self.cache.clear()
+        for scope in list(self._scopes):
+            self.cache.purge(scope)
+            self._scopes.pop(scope, None)
 
-    def call(self, inputs: Inputs, reading: Reading, environment: tuple[object, ...]) -> Any:
+    def reset_stats(self) -> None:
+        """Set the counters to zero, those of a cache of its own too."""
+        self.monitor.reset(self._memo)
+        self._probe_runs = 0
+        if self.options.cache is None:
+            self.cache.reset_stats()
+
+    def call(
+        self, inputs: Inputs, reading: Reading, environment: tuple[object, ...], start: float
+    ) -> Any:
         """Answer a batch.
 
         Parameters
@@ -122,6 +114,8 @@ class Engine:
             From reading(), in this call.
         environment
             Plain values: what else the bits of an answer depend on.
+        start
+            perf_counter() when the call began.
 
         Raises
         ------
@@ -135,25 +129,61 @@ class Engine:
         state = self._state(reading)
         plan = self._plans.get((state.structure, environment))
         if plan is None or not plan.verdict.complete:
+            settling = perf_counter()
             plan, state = self._settle(plan, inputs, reading, state, environment)
+            start += perf_counter() - settling  # once, so no cost of a call
         self._last = plan
         if plan.unsuited is not None:
             raise Bypass(plan.unsuited)
         if plan.verdict.refused:
             self._refuse(plan.verdict)
-        batch = self._lookup(inputs, plan.verdict.chunk, environment, state)
-        missing = batch.missing
-        if missing:
-            self._compute(plan, batch, missing, inputs)
-        try:
-            return self._backend.assemble(batch, plan.place)
-        except errors.Error as error:
-            raise Bypass(f"the rows of its output differ in shape: {error}") from None
+        with self._lookup(inputs, plan.verdict.chunk, environment, state) as batch:
+            run = _Run(batch.rows)
+            self._answer(plan, batch, inputs, run)
+            try:
+                output = self._backend.assemble(batch, plan.place)
+            except errors.Error as error:
+                self._count(error)
+                raise Bypass(f"the rows of its output differ in shape: {error}") from None
+        self._count_host_copies(inputs, reading, run)
+        seconds = perf_counter() - start - run.waited
+        layer = int.from_bytes(state.digest[:8], "little")
+        hits = run.rows - run.misses
+        self.monitor.observe(self._memo, run.rows, hits, run.run, run.seconds, seconds, layer)
+        return output
+
+    def _answer(self, plan: Plan, batch: _core.MemoBatch, inputs: Inputs, run: _Run) -> None:
+        """Run what is missing, until all rows are known."""
+        while True:
+            if missing := batch.missing:
+                try:
+                    self._compute(plan, batch, missing, inputs, run)
+                except Bypass:
+                    raise  # who waits for these rows runs them
+                except Exception as error:
+                    self._count(error)
+                    batch.fail(error)
+                    raise
+            waiting = perf_counter()
+            done = batch.wait()
+            run.waited += perf_counter() - waiting
+            if done:
+                return
+
+    def _count(self, error: Exception) -> None:
+        self.monitor.error(type(error).__name__)
+
+    def _count_host_copies(self, inputs: Inputs, reading: Reading, run: _Run) -> None:
+        copied = sum(self._backend.device_bytes(tensor) for tensor in inputs)
+        if copied or run.device_bytes:
+            weights = sum(self._backend.device_bytes(tensor) for tensor in reading.tensors)
+            self.monitor.host_copy(run.rows + run.run, copied + run.device_bytes + weights)
 
     def _state(self, reading: Reading) -> State:
         try:
             return self._fingerprint.state(reading)
         except errors.Error as error:
+            self._count(error)
             raise Bypass(f"a weight has no key: {error}") from None
 
     def _lookup(
@@ -164,33 +194,65 @@ class Engine:
         if known != about:
             parts = ("tensorkey layer", 1, self._backend.name, "forward", "each")
             scope = _core.blake3(
-                plain((*parts, chunk, environment, self._user_scope, state.digest))
+                plain((*parts, chunk, environment, *self._user_scope, state.digest))
             )
             self._scope = (about, scope)
+            self._remember(scope)
         paths = [str(i) for i in range(len(inputs))]
         try:
             return self._memo.lookup(inputs, paths, scope, self.options.secret)
         except errors.Error as error:
+            self._count(error)
             raise Bypass(f"an input has no key: {error}") from None
 
+    def _remember(self, scope: bytes) -> None:
+        """Note a scope under which a shared cache holds entries of this layer."""
+        if self.options.cache is not None:
+            self._scopes[scope] = None
+            if len(self._scopes) > MAX_SCOPES:
+                self._scopes.pop(next(iter(self._scopes)), None)
+
     def _compute(
-        self, plan: Plan, batch: _core.MemoBatch, missing: Sequence[int], inputs: Inputs
+        self,
+        plan: Plan,
+        batch: _core.MemoBatch,
+        missing: Sequence[int],
+        inputs: Inputs,
+        run: _Run,
     ) -> None:
         """Run the missing rows; all of them before any is stored."""
         chunk = plan.verdict.chunk
         subject = CheckedLayer(self._backend, batch.rows)
         done = []
+        run.misses += len(missing)
         try:
             for first, count, rows in chunks(missing, chunk):
                 part = subject.take(inputs, rows)
                 start = perf_counter()
                 output = subject.run(part)
-                done.append((first, count, output, perf_counter() - start))
+                self._backend.finish(output)
+                seconds = perf_counter() - start
+                run.seconds += seconds
+                run.run += len(rows)
+                done.append((first, count, output, seconds))
             for first, count, output, seconds in done:
-                _insert(batch, first, count, output, seconds)
+                self._insert(batch, first, count, output, seconds)
+                run.device_bytes += self._backend.device_bytes(output)
         except Unsuited as reason:
             plan.unsuited = str(reason)
             raise
+
+    def _insert(
+        self, batch: _core.MemoBatch, first: int, count: int, output: Any, seconds: float
+    ) -> None:
+        try:
+            batch.insert(first, count, output, seconds)
+        except errors.Unsupported as error:
+            self._count(error)
+            raise Unsuited(f"its output cannot be stored: {error}") from None
+        except errors.Error as error:
+            self._count(error)
+            raise Bypass(f"the rows of its output differ in shape: {error}") from None
 
     def _settle(
         self,
@@ -263,26 +325,43 @@ class Engine:
 
     def stats(self) -> LayerStats:
         """Return a snapshot."""
-        counts: dict[str, Any] = self._memo.stats()
-        counts.pop("batches")
-        counts.pop("insertions")
+        counts: dict[str, Any] = self.monitor.stats(self._memo)
         plan = self._last
-        with self._lock:
-            bypasses = dict(self._bypasses)
         return LayerStats(
             **counts,
             probe_runs=self._probe_runs,
             chunk=plan.verdict.chunk if plan else None,
             probe=plan.verdict.text if plan else "not yet run",
-            bypasses=bypasses,
+            codec=self.options.codec,
             assumptions=list(self._assumptions),
+            cache=self.cache.stats,
         )
 
 
-def _insert(batch: _core.MemoBatch, first: int, count: int, output: Any, seconds: float) -> None:
-    try:
-        batch.insert(first, count, output, seconds)
-    except errors.Unsupported as error:
-        raise Unsuited(f"its output cannot be stored: {error}") from None
-    except errors.Error as error:
-        raise Bypass(f"the rows of its output differ in shape: {error}") from None
+@dataclasses.dataclass
+class _Run:
+    """What answering one batch took."""
+
+    rows: int
+    misses: int = 0
+    run: int = 0
+    """Rows, padding included."""
+    seconds: float = 0.0
+    """Of the layer."""
+    waited: float = 0.0
+    """For other threads."""
+    device_bytes: int = 0
+    """Of outputs that were copied to the host."""
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Make the locks anew: a thread that held one is gone in the child."""
+    for engine in _engines:
+        engine._settling = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,74 +1,288 @@
-"""What a cached layer reports about itself: one snapshot, readable and machine-readable."""
+"""What a cache and a cached layer report about themselves: snapshots, readable and mergeable."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Self
 
 from tensorkey._sizes import format_bytes
 
 
+class _Counters:
+    """What both kinds of snapshot can do."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counters as a dict of plain values, for logs and JSON."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
+
+    @classmethod
+    def merge(cls, parts: Iterable[Self]) -> Self:
+        """Add snapshots, such as those of ranks or workers.
+
+        Numbers and counts by reason are added, lists united. Texts that differ become ``a | b``,
+        chunk sizes that differ None. Layers that share a cache count it each.
+        """
+        parts = list(parts) or [cls()]
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        merged = {
+            field.name: _merged(field.name, [getattr(part, field.name) for part in parts])
+            for field in fields
+        }
+        return cls(**merged)
+
+    def __add__(self, other: Self) -> Self:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self.merge([self, other])
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<9} {text}" for name, text in self._table())
+
+    def _table(self) -> list[tuple[str, str]]:
+        raise NotImplementedError
+
+
+def _merged(name: str, values: list[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, _Counters):
+        return first.merge(values)
+    if isinstance(first, dict):
+        keys = dict.fromkeys(key for value in values for key in value)
+        return {key: sum(value.get(key, 0) for value in values) for key in keys}
+    if isinstance(first, list):
+        return list(dict.fromkeys(entry for value in values for entry in value))
+    if isinstance(first, str):
+        return " | ".join(dict.fromkeys(text for value in values for text in value.split(" | ")))
+    if name == "chunk":
+        return first if len(set(values)) == 1 else None
+    return sum(values)
+
+
 @dataclasses.dataclass(frozen=True)
-class LayerStats:
+class CacheStats(_Counters):
+    """A snapshot of the counters of one cache.
+
+    ``hits + misses == lookups``, always: the latter two are computed.
+
+    Examples
+    --------
+    >>> stats = CacheStats(hits=3, misses_new=1)
+    >>> stats.lookups, (stats + stats).lookups
+    (4, 8)
+    """
+
+    bound: int = 0
+    """Bytes that the cache may take."""
+    bytes: int = 0
+    """Bytes that it takes, metadata included."""
+    metadata: int = 0
+    """Of them, the index and the policy's own."""
+    pinned: int = 0
+    """Of them, those of pinned entries."""
+    entries: int = 0
+    hits: int = 0
+    misses_new: int = 0
+    """Keys not seen before, as far as the policy remembers."""
+    misses_evicted: int = 0
+    """Keys seen before: evicted, refused or removed since."""
+    misses_expired: int = 0
+    """Keys that are there, but older than the time to live."""
+    insertions: int = 0
+    evictions: int = 0
+    expirations: int = 0
+    rejections: int = 0
+    """Entries that were not worth their room, or did not fit: not stored."""
+    corrupt: int = 0
+    """Encoded entries that ``load`` refused."""
+    waits: int = 0
+    """Lookups answered by a computation of another thread."""
+    distinct: int = 0
+    """Keys ever asked for; an estimate, within about 2 %."""
+
+    @property
+    def misses(self) -> int:
+        """All misses."""
+        return self.misses_new + self.misses_evicted + self.misses_expired
+
+    @property
+    def lookups(self) -> int:
+        """Keys asked for."""
+        return self.hits + self.misses
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counters as a dict of plain values, for logs and JSON."""
+        return super().to_dict() | {"misses": self.misses, "lookups": self.lookups}
+
+    def _table(self) -> list[tuple[str, str]]:
+        return [
+            ("lookups", f"{self.lookups}, of about {self.distinct} keys"),
+            ("hits", f"{self.hits}{_share(self.hits, self.lookups)}, {self.waits} after a wait"),
+            ("misses", _misses(self)),
+            ("memory", _memory(self)),
+            ("entries", _entries(self)),
+            ("refused", f"{self.rejections} not worth their room, {self.corrupt} corrupt"),
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerStats(_Counters):
     """A snapshot of the counters of one cached layer.
 
-    ``hits + misses == lookups``: rows asked for, in calls that went through the cache. Calls that
-    ran the layer without it are in ``bypasses``, by reason; a reason names its cure where there
-    is one.
+    ``hits + misses == lookups``, always: rows asked for, in calls that went through the cache.
+    Calls that ran the layer without it are in ``bypasses``, by reason; a reason names its cure
+    where there is one.
 
     Examples
     --------
     >>> stats = LayerStats(lookups=4, hits=3, misses=1, bypasses={"keyword arguments": 2})
     >>> stats.to_dict()["hits"]
     3
+    >>> LayerStats.merge([stats, stats]).bypasses
+    {'keyword arguments': 4}
     """
 
+    batches: int = 0
+    """Calls that went through the cache."""
     lookups: int = 0
     hits: int = 0
     """Rows that need not be run."""
     duplicates: int = 0
     """Of the hits, those answered by another row of their own batch."""
+    waits: int = 0
+    """Of the hits, those that another thread was computing."""
     misses: int = 0
-    """Distinct rows that were run."""
+    """Distinct rows that were run: the sum of the three reasons below."""
+    misses_new: int = 0
+    """Not seen before, as far as the policy remembers."""
+    misses_evicted: int = 0
+    misses_expired: int = 0
     padded_rows: int = 0
     """Rows run only to fill a chunk."""
     probe_runs: int = 0
     """Chunks run by the probe; they count nowhere else."""
-    entries: int = 0
-    bytes: int = 0
-    """Taken of the bound, metadata included."""
-    bound: int = 0
-    evictions: int = 0
     rejections: int = 0
-    """Entries larger than the bound: computed, not stored."""
+    """Rows that were run and not stored."""
+    bytes_read: int = 0
+    """Of answers that came from the cache."""
+    host_copy_rows: int = 0
+    """Rows of inputs and outputs copied from a device to the host; 0 on the CPU."""
+    host_copy_bytes: int = 0
+    """Of these rows, and of the weights that were digested."""
     seconds_saved: float = 0.0
     """What the hits cost when they were computed."""
     seconds_spent: float = 0.0
     """In computing misses."""
+    seconds_digest: float = 0.0
+    """In making keys."""
+    seconds_lookup: float = 0.0
+    """In finding entries."""
+    seconds_insert: float = 0.0
+    """In storing entries."""
+    seconds_copy: float = 0.0
+    """In assembling answers."""
+    seconds_frontend: float = 0.0
+    """The rest of the calls: fingerprint of the layer, conversions."""
     chunk: int | None = None
     """Rows in a chunk; ``None`` until the first call has settled it."""
     probe: str = "not yet run"
     """What the probe measured."""
+    codec: str = "raw"
+    """How answers are kept."""
+    decision: str = ""
+    """What ``bypass="auto"`` decided last, and why."""
     bypasses: dict[str, int] = dataclasses.field(default_factory=dict)
+    errors: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Exceptions, by class: of the cache, after which the layer ran without it, and of the layer,
+    which passed through."""
     assumptions: list[str] = dataclasses.field(default_factory=list)
     """What the fingerprint could not read: the layer is assumed not to depend on it."""
+    hints: list[str] = dataclasses.field(default_factory=list)
+    """What the counters say about the use of the cache."""
+    cache: CacheStats = dataclasses.field(default_factory=CacheStats)
+    """Of the cache, with what other layers that share it did."""
+
+    @property
+    def entries(self) -> int:
+        """Entries in the cache."""
+        return self.cache.entries
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that the cache takes, metadata included."""
+        return self.cache.bytes
+
+    @property
+    def bound(self) -> int:
+        """Bytes that the cache may take."""
+        return self.cache.bound
+
+    @property
+    def evictions(self) -> int:
+        """Entries evicted from the cache."""
+        return self.cache.evictions
+
+    @property
+    def lossy(self) -> bool:
+        """Whether the codec rounds answers."""
+        return any(codec not in ("raw", "lossless") for codec in self.codec.split(" | "))
+
+    @property
+    def seconds_cache(self) -> float:
+        """What the cache took beside the layer."""
+        parts = (self.seconds_digest, self.seconds_lookup, self.seconds_insert, self.seconds_copy)
+        return sum(parts) + self.seconds_frontend
 
     def to_dict(self) -> dict[str, Any]:
         """Return the counters as a dict of plain values, for logs and JSON."""
-        return dataclasses.asdict(self)
+        return super().to_dict() | {"lossy": self.lossy, "cache": self.cache.to_dict()}
 
-    def __str__(self) -> str:
-        share = f" ({self.hits / self.lookups:.1%})" if self.lookups else ""
+    def _table(self) -> list[tuple[str, str]]:
+        hits = f"{self.hits}{_share(self.hits, self.lookups)}"
+        cost = ", ".join(
+            f"{name} {getattr(self, f'seconds_{name}'):.3f}"
+            for name in ("digest", "lookup", "insert", "copy", "frontend")
+        )
+        chunk = "not yet settled" if self.chunk is None else f"{self.chunk}"
+        lossy = ": lossy, answers are rounded" if self.lossy else ""
         rows = [
-            ("lookups", f"{self.lookups} rows"),
-            ("hits", f"{self.hits}{share}, {self.duplicates} within their own batch"),
-            ("misses", f"{self.misses}, and {self.padded_rows} rows of padding"),
+            ("lookups", f"{self.lookups} rows in {self.batches} calls"),
+            ("hits", f"{hits}, {self.duplicates} in their own batch, {self.waits} after a wait"),
+            ("misses", f"{_misses(self)}; and {self.padded_rows} rows of padding"),
             ("saved", f"{self.seconds_saved:.3f} s; spent {self.seconds_spent:.3f} s"),
-            ("memory", f"{format_bytes(self.bytes)} of {format_bytes(self.bound)}"),
-            ("entries", f"{self.entries}, {self.evictions} evicted, {self.rejections} too large"),
-            ("chunk", "not yet settled" if self.chunk is None else f"{self.chunk}"),
+            ("cost", f"{self.seconds_cache:.3f} s: {cost}"),
+            ("memory", _memory(self.cache)),
+            ("entries", f"{_entries(self.cache)}, {self.rejections} refused"),
+            ("chunk", chunk),
+            ("codec", f"{self.codec}{lossy}"),
             ("probe", f"{self.probe}; {self.probe_runs} runs"),
+            ("decision", self.decision),
         ]
+        if self.host_copy_bytes:
+            copied = f"{self.host_copy_rows} rows, {format_bytes(self.host_copy_bytes)}"
+            rows.append(("copied", f"{copied} from a device"))
         rows += [("bypassed", f"{n} x {reason}") for reason, n in self.bypasses.items()]
+        rows += [("error", f"{n} x {kind}") for kind, n in self.errors.items()]
         rows += [("assumed", text) for text in self.assumptions]
-        return "\n".join(f"{name:<9} {text}" for name, text in rows)
+        rows += [("hint", text) for text in self.hints]
+        return rows
+
+
+def _share(part: int, whole: int) -> str:
+    return f" ({part / whole:.1%})" if whole else ""
+
+
+def _misses(stats: CacheStats | LayerStats) -> str:
+    new, evicted, expired = stats.misses_new, stats.misses_evicted, stats.misses_expired
+    return f"{stats.misses}: {new} new, {evicted} gone, {expired} expired"
+
+
+def _memory(stats: CacheStats) -> str:
+    pinned = f", {format_bytes(stats.pinned)} pinned" if stats.pinned else ""
+    used, bound = format_bytes(stats.bytes), format_bytes(stats.bound)
+    return f"{used} of {bound}, {format_bytes(stats.metadata)} metadata{pinned}"
+
+
+def _entries(stats: CacheStats) -> str:
+    expired = f", {stats.expirations} expired" if stats.expirations else ""
+    return f"{stats.entries}, {stats.evictions} evicted{expired}"

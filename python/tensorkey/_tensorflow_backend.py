@@ -127,6 +127,17 @@ class Rows:
         """Return the device of an output."""
         return str(output.device)
 
+    def finish(self, output: Any) -> None:
+        """Wait until an output is computed: eager TensorFlow has computed it on the CPU."""
+        if "CPU" not in output.device:
+            tf.test.experimental.sync_devices()
+
+    def device_bytes(self, tensor: Any) -> int:
+        """Return the bytes that reading a tensor copies from a device; 0 on the CPU."""
+        if not isinstance(tensor, tf.Tensor) or "CPU" in tensor.device:
+            return 0
+        return int(tf.size(tensor)) * tensor.dtype.size
+
     def gap(self, one: Any, other: Any) -> Gap:
         """Compare outputs row by row, bitwise."""
         left, right = one.numpy(), other.numpy()

@@ -181,6 +181,17 @@ class Rows:
         """Return the device of an output."""
         return output.device
 
+    def finish(self, output: torch.Tensor) -> None:
+        """Wait until an output is computed."""
+        if output.device.type == "cuda":
+            _cuda.current_stream(output.device).synchronize()
+
+    def device_bytes(self, tensor: Any) -> int:
+        """Return the bytes that reading a tensor copies from a device; 0 on the CPU."""
+        if not isinstance(tensor, torch.Tensor) or tensor.device.type == "cpu":
+            return 0
+        return tensor.numel() * tensor.element_size()
+
     def gap(self, one: torch.Tensor, other: torch.Tensor) -> Gap:
         """Compare outputs row by row, bitwise."""
         if one.dtype != other.dtype or one.shape != other.shape:

@@ -21,6 +21,7 @@ __all__ = [
     "InternalError",
     "InvalidArgument",
     "MissingKey",
+    "StoreIOError",
     "Unsupported",
 ]
 
@@ -47,6 +48,10 @@ class CorruptEntry(Error, RuntimeError):
     """Stored bytes are no whole entry, or not one that a holder of the secret wrote."""
 
 
+class StoreIOError(Error, OSError):
+    """A file or device refuses."""
+
+
 class InternalError(Error, RuntimeError):
     """An invariant of the library is broken: please report it."""
 
@@ -55,4 +60,5 @@ _core.register_error("invalid_argument", InvalidArgument)
 _core.register_error("unsupported", Unsupported)
 _core.register_error("not_found", MissingKey)
 _core.register_error("corruption", CorruptEntry)
+_core.register_error("io", StoreIOError)
 _core.register_error("internal", InternalError)

@@ -18,17 +18,20 @@ import copy
 import dataclasses
 import os
 from collections.abc import Iterator
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._contextlib import _DecoratorContextManager
 
-from tensorkey import errors
+from tensorkey import _core, errors
 from tensorkey._backend import Bypass
+from tensorkey._cache import ActivationCache
 from tensorkey._chunks import Chunk
 from tensorkey._fingerprint import Fingerprint, Reading
-from tensorkey._frontend import Engine, Options
+from tensorkey._frontend import Engine
+from tensorkey._options import BypassMode, Codec, Options
 from tensorkey._probe import Inputs
 from tensorkey._stats import LayerStats
 from tensorkey._torch_backend import (
@@ -39,7 +42,7 @@ from tensorkey._torch_backend import (
     unfit_layer,
 )
 
-__all__ = ["CachedLayer"]
+__all__ = ["CachedLayer", "tensor"]
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _SHARED = (
@@ -49,8 +52,9 @@ _SHARED = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
-_OWN = frozenset({"inner", "_engine", "_options"})
-_UNREAD = frozenset(vars(nn.Module())) - {"training"} | {"_engine", "_options"}
+_UNREAD = frozenset(vars(nn.Module())) - {"training"} | {"_engine", "_monitor", "_options"}
+_Module: Any = nn.Module
+_MODULE_CALL = nn.Module.__call__  # tracers put their own in its place
 _UNFROZEN = (
     "weights are trainable while gradients are recorded: call layer.requires_grad_(False), or run "
     "under torch.no_grad()"
@@ -115,8 +119,11 @@ class CachedLayer(nn.Module):
     layer
         A module that takes tensors by position, which share their first dimension, and returns one
         tensor with as many rows. It is not changed.
+    cache
+        A cache to share with other layers.
     memory
-        Bound of the cache in bytes, metadata included: an int or a text such as "2 GiB".
+        Bound of a cache of its own in bytes, metadata included: an int or a text such as "2 GiB";
+        "1 GiB" if neither this nor `cache` is given.
     chunk
         Rows that run together when they are missing: 1, a multiple of 32, or "auto": 32 if the
         first call has at least 16 rows, else 1; and 1 if the probe finds that bits depend on a
@@ -125,6 +132,12 @@ class CachedLayer(nn.Module):
         What else the answers depend on, such as the version of a preprocessing step.
     probe
         Whether to check on the first rows that they do not depend on each other.
+    codec
+        How answers are kept: "raw"; "lossless", compressed; "fp16" or "bf16", floats rounded to
+        half the size. A rounded answer is what every call gives, the first one too.
+    bypass
+        When to run the layer alone: "auto", if the cache costs more than it saves (docs/cache.md);
+        "never"; "always".
     secret
         32 bytes; keys then cannot be computed without them. They are in no pickle: a layer loaded
         from one has a random secret.
@@ -148,10 +161,13 @@ class CachedLayer(nn.Module):
         self,
         layer: nn.Module,
         *,
-        memory: int | str = "1 GiB",
+        cache: ActivationCache | None = None,
+        memory: int | str | None = None,
         chunk: Chunk = "auto",
         scope: bytes | str = b"",
         probe: bool = True,
+        codec: Codec = "raw",
+        bypass: BypassMode = "auto",
         secret: bytes | None = None,
     ) -> None:
         if not isinstance(layer, nn.Module):
@@ -164,24 +180,42 @@ class CachedLayer(nn.Module):
             )
         vars(self)["inner"] = layer  # `training` asks it before nn.Module.__init__ has run
         super().__init__()
-        self._bind(layer, Options(memory, chunk, scope, probe, secret))
+        self._bind(layer, Options(cache, memory, chunk, scope, probe, codec, bypass, secret))
 
     def _bind(self, layer: nn.Module, options: Options) -> None:
         own = vars(self)
         own["inner"] = layer
         own["_options"] = options
-        own["_engine"] = Engine(
-            _ModuleRows(layer), Fingerprint(TorchModules(), lambda: layer), options
-        )
+        engine = Engine(_ModuleRows(layer), Fingerprint(TorchModules(), lambda: layer), options)
+        own["_engine"] = engine
+        own["_monitor"] = engine.monitor
         for registry in _SHARED:
             own[registry] = vars(layer)[registry]
 
     # The call.
 
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """Run the layer alone where the cache is stepped aside for: at the price of a flag."""
+        own = self.__dict__
+        if (
+            _Module.__call__ is _MODULE_CALL
+            and not own["_forward_hooks"]
+            and not own["_forward_pre_hooks"]
+            and not own["_backward_hooks"]
+            and not own["_backward_pre_hooks"]
+            and own["_monitor"].aside()
+        ):
+            return own["inner"](*inputs, **options)
+        return super().__call__(*inputs, **options)
+
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """Answer from the cache where possible; run the layer for the rest."""
-        reason = transform() or ("keyword arguments" if options else unfit_inputs(inputs))
+        reason = transform()
+        if reason is None and vars(self)["_monitor"].aside():
+            return vars(self)["inner"](*inputs, **options)
+        reason = reason or ("keyword arguments" if options else unfit_inputs(inputs))
         if reason is None:
+            start = perf_counter()
             engine: Engine = vars(self)["_engine"]
             try:
                 reading = engine.reading()
@@ -189,32 +223,52 @@ class CachedLayer(nn.Module):
                 if reason is None and torch.is_grad_enabled() and _trainable(reading):
                     reason = _UNFROZEN
                 if reason is None:
-                    return engine.call(inputs, reading, environment(inputs[0]))
+                    return engine.call(inputs, reading, environment(inputs[0]), start)
             except Bypass as bypass:
                 reason = str(bypass)
         return self._run_uncached(reason, inputs, options)
 
     def _run_uncached(self, reason: str, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if not torch.compiler.is_compiling():  # a counter would be a guard of the compiled code
-            vars(self)["_engine"].bypass(reason)
+            vars(self)["_monitor"].bypass(reason)
         inner = vars(self)["inner"]
         if any(isinstance(tensor, torch.fx.Proxy) for tensor in inputs):
             return inner.forward(*inputs, **options)  # a module that the tracer has no path for
         return inner(*inputs, **options)
 
     @property
+    def cache(self) -> ActivationCache:
+        """The cache: its own, or the one that it shares."""
+        return vars(self)["_engine"].cache  # type: ignore[no-any-return]
+
+    @property
+    def bypass(self) -> str:
+        """When to run the layer alone: "auto", "never" or "always"."""
+        return vars(self)["_monitor"].mode  # type: ignore[no-any-return]
+
+    @bypass.setter
+    def bypass(self, mode: BypassMode) -> None:
+        own = vars(self)
+        own["_monitor"].mode = mode
+        own["_options"] = dataclasses.replace(own["_options"], bypass=mode)
+
+    @property
     def stats(self) -> LayerStats:
         """A snapshot of the counters."""
         return vars(self)["_engine"].stats()  # type: ignore[no-any-return]
 
+    def reset_stats(self) -> None:
+        """Set the counters to zero; of a shared cache only this layer's."""
+        vars(self)["_engine"].reset_stats()
+
     def cache_clear(self) -> None:
-        """Drop all entries."""
+        """Drop the entries of this layer; those of other layers that share the cache stay."""
         vars(self)["_engine"].clear()
 
     def __repr__(self) -> str:
         stats = self.stats
         chunk = self._options.chunk if stats.chunk is None else stats.chunk
-        about = f"memory={self._options.memory!r}, chunk={chunk!r}, probe={stats.probe!r}"
+        about = f"cache={self.cache!r}, chunk={chunk!r}, probe={stats.probe!r}"
         return f"{type(self).__name__}({about},\n  {vars(self)['inner']!r}\n)"
 
     # The alias: everything else is the layer's.
@@ -272,13 +326,13 @@ class CachedLayer(nn.Module):
         vars(self)["inner"].train(mode)
         return self
 
-    # Copies: the layer and the options, an empty cache.
+    # Copies: the layer and the options, and an empty cache unless a deep copy shares one.
 
     def __getstate__(self) -> dict[str, Any]:
         state = {key: value for key, value in vars(self).items() if key not in _SHARED}
-        del state["_engine"]
+        del state["_engine"], state["_monitor"]
         options: Options = state["_options"]
-        state["_options"] = dataclasses.replace(options, secret=None)
+        state["_options"] = options.portable()
         state["_keyed"] = options.secret is not None
         return state
 
@@ -295,8 +349,25 @@ class CachedLayer(nn.Module):
         state = copy.deepcopy(self.__getstate__(), memo)
         del state["_keyed"]
         vars(twin).update(state)
-        twin._bind(state["inner"], vars(self)["_options"])  # with the secret: same process
+        twin._bind(state["inner"], vars(self)["_options"])  # the secret and a shared cache too: same process
         return twin
+
+
+def tensor(stored: _core.EntryTensor) -> torch.Tensor:
+    """Return a copy of a tensor of an entry.
+
+    Examples
+    --------
+    >>> import tensorkey as tk
+    >>> cache = tk.ActivationCache()
+    >>> x = torch.ones(2, dtype=torch.bfloat16)
+    >>> tensor(cache.get_or_compute(tk.key(x), lambda: x * 3)[0])
+    tensor([3., 3.], dtype=torch.bfloat16)
+    """
+    dtype: torch.dtype = getattr(torch, stored.dtype)
+    copy = bytearray(stored)
+    flat = torch.frombuffer(copy, dtype=dtype) if copy else torch.empty(0, dtype=dtype)
+    return flat.reshape(stored.shape)
 
 
 def _trainable(reading: Reading) -> bool:

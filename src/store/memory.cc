@@ -333,7 +333,7 @@ void MemoryTier::collect() {
     } else if (retired.block != nullptr) {
       release(*retired.block);
     } else {
-      metadata_ -= Table::bytes(*retired.slots);
+      metadata_ -= EntryTable::bytes(*retired.slots);
       retired.slots.reset();
     }
   }
@@ -362,7 +362,7 @@ void MemoryTier::count_metadata() {
               limbo_.capacity() * sizeof(Retired) + victims_.capacity() * sizeof(PolicyNode*) +
               places_.capacity() * sizeof(void*);
   for (const Retired& retired : limbo_) {
-    if (retired.slots != nullptr) metadata_ += Table::bytes(*retired.slots);
+    if (retired.slots != nullptr) metadata_ += EntryTable::bytes(*retired.slots);
   }
 }
 
@@ -425,6 +425,11 @@ void MemoryTier::resize(std::size_t bound) {
 }
 
 // --- Accounts
+
+std::size_t MemoryTier::bound() const {
+  const std::lock_guard lock(mutex_);
+  return bound_;
+}
 
 std::vector<EntryInfo> MemoryTier::snapshot() const {
   const std::lock_guard lock(mutex_);

@@ -40,6 +40,7 @@ class MemoryTier {
 
   // Why these keys were missed; counts them. reasons may be empty.
   void count_misses(std::span<const Key> keys, std::span<Lookup> reasons);
+  [[nodiscard]] std::size_t bound() const;
   void count_wait() noexcept { waits_.fetch_add(1, std::memory_order_relaxed); }
   void count_corrupt() noexcept { corrupt_.fetch_add(1, std::memory_order_relaxed); }
 
@@ -64,7 +65,7 @@ class MemoryTier {
   struct Retired {
     std::uint64_t tag;
     Block* block;
-    Table::SlotsPtr slots;
+    EntryTable::SlotsPtr slots;
   };
 
   void hit(Block& block);
@@ -89,7 +90,7 @@ class MemoryTier {
   std::size_t bound_;
   const std::int64_t ttl_;  // ticks; 0: none
   const std::shared_ptr<Arena> arena_;
-  Table table_;
+  EntryTable table_;
   Policy policy_;
   Accesses accesses_;
   LookupCounters lookups_;

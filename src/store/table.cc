@@ -26,7 +26,7 @@ Block* unpack(std::uint64_t slot) {
 
 }  // namespace
 
-struct Table::Slots {
+struct EntryTable::Slots {
   std::size_t mask;  // their number - 1
   std::atomic<std::uint64_t>* array() noexcept {
     return reinterpret_cast<std::atomic<std::uint64_t>*>(this + 1);
@@ -46,18 +46,18 @@ struct Table::Slots {
   }
 };
 
-void Table::Free::operator()(Slots* slots) const noexcept { ::operator delete(slots); }
+void EntryTable::Free::operator()(Slots* slots) const noexcept { ::operator delete(slots); }
 
-Table::Table() : slots_(Slots::make(kFewest)) {
+EntryTable::EntryTable() : slots_(Slots::make(kFewest)) {
   // Keys are digests, but a caller may make up his own: nobody shall know where they land.
   std::random_device random;
   for (std::uint64_t& seed : seeds_) seed = (std::uint64_t{random()} << 32) | random();
 }
 
-Table::~Table() { ::operator delete(slots_.load()); }
+EntryTable::~EntryTable() { ::operator delete(slots_.load()); }
 
 // NH (Black et al., "UMAC", CRYPTO 1999) over the words of the key, with secret seeds.
-std::uint64_t Table::hash(const Key& key) const noexcept {
+std::uint64_t EntryTable::hash(const Key& key) const noexcept {
   std::uint64_t sum = 0;
   for (std::size_t i = 0; i < seeds_.size(); ++i) {
     std::uint64_t word = 0;
@@ -69,7 +69,7 @@ std::uint64_t Table::hash(const Key& key) const noexcept {
   return sum ^ (sum >> 32);
 }
 
-Block* Table::find(const Key& key) const noexcept {
+Block* EntryTable::find(const Key& key) const noexcept {
   const std::uint64_t hash = this->hash(key);
   Slots* const slots = slots_.load();
   for (std::size_t i = hash & slots->mask;; i = (i + 1) & slots->mask) {
@@ -82,16 +82,16 @@ Block* Table::find(const Key& key) const noexcept {
   }
 }
 
-std::size_t Table::wanted_slots(std::size_t inserts) const noexcept {
+std::size_t EntryTable::wanted_slots(std::size_t inserts) const noexcept {
   return std::bit_ceil(std::max(kFewest, 2 * (size_ + inserts)));
 }
 
-std::size_t Table::growth(std::size_t inserts) const noexcept {
+std::size_t EntryTable::growth(std::size_t inserts) const noexcept {
   const std::size_t count = slots_.load()->mask + 1;
   return (used_ + inserts) * 4 <= count * 3 ? 0 : Slots::bytes(wanted_slots(inserts));
 }
 
-Table::SlotsPtr Table::grow(std::size_t inserts) {
+EntryTable::SlotsPtr EntryTable::grow(std::size_t inserts) {
   Slots* const old = slots_.load();
   Slots* const fresh = Slots::make(wanted_slots(inserts));
   for (std::size_t i = 0; i <= old->mask; ++i) {
@@ -108,7 +108,7 @@ Table::SlotsPtr Table::grow(std::size_t inserts) {
   return SlotsPtr(old);
 }
 
-void Table::insert(Block& block) noexcept {
+void EntryTable::insert(Block& block) noexcept {
   const std::uint64_t hash = this->hash(block.key);
   Slots* const slots = slots_.load();
   std::size_t i = hash & slots->mask;
@@ -124,7 +124,7 @@ void Table::insert(Block& block) noexcept {
   slots->array()[i].store(pack(block, hash));
 }
 
-std::size_t Table::place_of(const Block& block) const noexcept {
+std::size_t EntryTable::place_of(const Block& block) const noexcept {
   const std::uint64_t hash = this->hash(block.key);
   Slots* const slots = slots_.load();
   const std::uint64_t wanted = pack(block, hash);
@@ -133,7 +133,7 @@ std::size_t Table::place_of(const Block& block) const noexcept {
   return i;
 }
 
-void Table::remove(const Block& block) noexcept {
+void EntryTable::remove(const Block& block) noexcept {
   Slots* const slots = slots_.load();
   const std::size_t i = place_of(block);
   // Before an empty slot no chain goes on: no tombstone is needed.
@@ -143,17 +143,17 @@ void Table::remove(const Block& block) noexcept {
   if (last) --used_;
 }
 
-void Table::replace(const Block& block, Block& copy) noexcept {
+void EntryTable::replace(const Block& block, Block& copy) noexcept {
   slots_.load()->array()[place_of(block)].store(pack(copy, hash(copy.key)));
 }
 
-std::size_t Table::bytes(const Slots& slots) noexcept { return Slots::bytes(slots.mask + 1); }
+std::size_t EntryTable::bytes(const Slots& slots) noexcept { return Slots::bytes(slots.mask + 1); }
 
-std::size_t Table::bytes() const noexcept { return bytes(*slots_.load()); }
+std::size_t EntryTable::bytes() const noexcept { return bytes(*slots_.load()); }
 
-std::size_t Table::slot_count() const noexcept { return slots_.load()->mask + 1; }
+std::size_t EntryTable::slot_count() const noexcept { return slots_.load()->mask + 1; }
 
-Block* Table::at(std::size_t i) const noexcept {
+Block* EntryTable::at(std::size_t i) const noexcept {
   Slots* const slots = slots_.load();
   const std::uint64_t slot = slots->array()[i & slots->mask].load(std::memory_order_relaxed);
   return slot == kEmpty || slot == kTombstone ? nullptr : unpack(slot);

@@ -19,7 +19,7 @@
 
 namespace tensorkey::internal {
 
-class Table {
+class EntryTable {
  public:
   struct Slots;
   struct Free {
@@ -27,10 +27,10 @@ class Table {
   };
   using SlotsPtr = std::unique_ptr<Slots, Free>;
 
-  Table();
-  ~Table();
-  Table(const Table&) = delete;
-  Table& operator=(const Table&) = delete;
+  EntryTable();
+  ~EntryTable();
+  EntryTable(const EntryTable&) = delete;
+  EntryTable& operator=(const EntryTable&) = delete;
 
   // REQUIRES: an EpochGuard or the writer's lock, as long as the block is used.
   [[nodiscard]] Block* find(const Key& key) const noexcept;

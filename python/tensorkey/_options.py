@@ -1,0 +1,51 @@
+"""The options of a cached layer, the same for every frontend."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from tensorkey import errors
+from tensorkey._cache import ActivationCache
+from tensorkey._chunks import Chunk, check_chunk
+
+Codec = Literal["raw", "lossless", "fp16", "bf16"]
+BypassMode = Literal["auto", "never", "always"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The options of a cached layer, checked; those that the engine cannot check itself."""
+
+    cache: ActivationCache | None = None
+    memory: int | str | None = None
+    chunk: Chunk = "auto"
+    scope: bytes | str = b""
+    probe: bool = True
+    codec: Codec = "raw"
+    bypass: BypassMode = "auto"
+    secret: bytes | None = dataclasses.field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.cache is not None:
+            if not isinstance(self.cache, ActivationCache):
+                raise errors.InvalidArgument(
+                    f"[CachedLayer] cache is {type(self.cache).__name__}; expected an "
+                    "ActivationCache"
+                )
+            if self.memory is not None:
+                raise errors.InvalidArgument(
+                    "[CachedLayer] cache and memory are given; expected one of them: a cache has "
+                    "its own bound"
+                )
+        check_chunk(self.chunk)
+        if not isinstance(self.scope, (bytes, str)):
+            raise errors.InvalidArgument("[CachedLayer] scope must be bytes or str")
+        secret = self.secret
+        if secret is not None and (type(secret) is not bytes or len(secret) != 32):
+            raise errors.InvalidArgument("[CachedLayer] secret must be exactly 32 bytes")
+
+    def portable(self) -> Options:
+        """Return what a pickle or a config may carry: no cache but its bound, and no secret."""
+        memory = self.memory if self.cache is None else self.cache.stats.bound
+        return dataclasses.replace(self, cache=None, memory=memory, secret=None)
