@@ -13,6 +13,12 @@ if(NOT HWY_INCLUDE_DIR)
   message(FATAL_ERROR "Highway was not found; on Debian: apt-get install libhwy-dev")
 endif()
 
+# The archive, not the shared library: a wheel must need nothing.
+find_package(zstd)
+if(NOT TARGET zstd::libzstd_static)
+  message(FATAL_ERROR "libzstd.a was not found; on Debian: apt-get install libzstd-dev")
+endif()
+
 set(THREADS_PREFER_PTHREAD_FLAG ON)
 find_package(Threads REQUIRED)
 

@@ -1,10 +1,13 @@
-# What `cmake --install` puts in place: the archive, the public headers, and a package that
-# find_package(tensorkey) finds and that defines tensorkey::tensorkey.
+# What `cmake --install` puts in place: the archive, the public headers, the programs, and a package
+# that find_package(tensorkey) finds and that defines tensorkey::tensorkey.
 include(CMakePackageConfigHelpers)
 include(GNUInstallDirs)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/tensorkey)
 
 install(TARGETS tensorkey EXPORT tensorkey-targets FILE_SET HEADERS)
+if(TARGET tensorkey-simulate)
+  install(TARGETS tensorkey-simulate)
+endif()
 install(EXPORT tensorkey-targets NAMESPACE tensorkey:: DESTINATION ${package_dir})
 
 configure_package_config_file(cmake/tensorkey-config.cmake.in tensorkey-config.cmake

@@ -55,7 +55,7 @@ def test_cpp_snippet(code, tmp_path):
     program = tmp_path / "snippet"
     compiler = os.environ.get("CXX", "c++")
     flags = ("-std=c++20", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'include'}", "-pthread")
-    run(compiler, *flags, source, library, "-o", program)
+    run(compiler, *flags, source, library, "-l:libzstd.a", "-o", program)
     run(program)
 
 

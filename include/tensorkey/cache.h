@@ -24,6 +24,7 @@
 #include <vector>
 
 #include <tensorkey/entry.h>
+#include <tensorkey/entry_format.h>
 #include <tensorkey/export.h>
 #include <tensorkey/key.h>
 
@@ -109,8 +110,9 @@ class TENSORKEY_EXPORT ActivationCache {
 
   // Inserts an entry from its bytes (docs/entry_format.md). Bytes that are no whole entry, or that
   // a holder of this secret did not write, are a counted refusal: false, and nothing is stored.
+  // False also for an entry that is rejected.
   bool load(std::span<const std::byte> encoded, std::uint64_t scope = 0,
-            std::optional<std::span<const std::uint8_t, 32>> secret = std::nullopt);
+            const Secret& secret = std::nullopt);
 
   bool remove(const Key& key);             // whether it was there
   std::size_t purge(std::uint64_t scope);  // number of entries removed

@@ -17,8 +17,11 @@
 
 #include <tensorkey/simulate.h>  // IWYU pragma: export
 
+#include <tensorkey/codec.h>         // IWYU pragma: export
+#include <tensorkey/entry.h>         // IWYU pragma: export
+#include <tensorkey/entry_format.h>  // IWYU pragma: export
+
 #include <tensorkey/cache.h>  // IWYU pragma: export
-#include <tensorkey/entry.h>  // IWYU pragma: export
 
 #include <tensorkey/bypass.h>  // IWYU pragma: export
 #include <tensorkey/hints.h>   // IWYU pragma: export

@@ -16,6 +16,7 @@ True
 from tensorkey import _core
 
 __all__ = [
+    "CorruptEntry",
     "Error",
     "InternalError",
     "InvalidArgument",
@@ -43,6 +44,10 @@ class MissingKey(Error, KeyError):
     __str__ = Exception.__str__  # KeyError shows the repr of its argument
 
 
+class CorruptEntry(Error, RuntimeError):
+    """Stored bytes are no whole entry, or not one that a holder of the secret wrote."""
+
+
 class StoreIOError(Error, OSError):
     """A file or device refuses."""
 
@@ -54,5 +59,6 @@ class InternalError(Error, RuntimeError):
 _core.register_error("invalid_argument", InvalidArgument)
 _core.register_error("unsupported", Unsupported)
 _core.register_error("not_found", MissingKey)
+_core.register_error("corruption", CorruptEntry)
 _core.register_error("io", StoreIOError)
 _core.register_error("internal", InternalError)

@@ -33,6 +33,7 @@ def test_every_class_is_named():
         for name, value in vars(errors).items()
         if isinstance(value, type) and issubclass(value, errors.Error)
     }
+    assert issubclass(errors.CorruptEntry, RuntimeError)
     assert issubclass(errors.InternalError, RuntimeError)
 
 

@@ -8,6 +8,7 @@ std::string_view to_string(ErrorCode code) noexcept {
     case ErrorCode::kUnsupported: return "unsupported";
     case ErrorCode::kNotFound: return "not_found";
     case ErrorCode::kIo: return "io";
+    case ErrorCode::kCorruption: return "corruption";
     case ErrorCode::kInternal: return "internal";
   }
   return "unknown";

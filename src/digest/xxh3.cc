@@ -73,6 +73,11 @@ Hash128 xxh3(std::span<const std::byte> data) noexcept {
   return {low, high};
 }
 
+Hash128 xxh3_checksum(std::span<const std::byte> data) noexcept {
+  const auto [low, high] = variant().checksum(data.data(), data.size());
+  return {low, high};
+}
+
 Xxh3Stream::Xxh3Stream() noexcept : variant_(variant()) {
   static_assert(sizeof(Xxh3Stream::state_) == 576);
   variant_.reset(state_, secret().data(), secret().size());

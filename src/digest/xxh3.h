@@ -2,6 +2,9 @@
 // one process. Never stored, never shared: another process gets other bits. Without a secret,
 // collisions of XXH3 can be written down at no cost; with one that nobody knows they cannot, and
 // even so whoever uses this compares bytes before he believes it.
+//
+// xxh3_checksum alone has no secret: the same bits everywhere, stored with entries, good against
+// accidents and nothing else.
 #pragma once
 
 #include <compare>
@@ -21,6 +24,9 @@ struct Hash128 {
 
 // Uses the widest instructions that the CPU has, chosen at run time. Thread-safe.
 [[nodiscard]] Hash128 xxh3(std::span<const std::byte> data) noexcept;
+
+// XXH3_128bits of the xxHash specification: seed 0, its default secret. Thread-safe.
+[[nodiscard]] Hash128 xxh3_checksum(std::span<const std::byte> data) noexcept;
 
 // For data in pieces: the same result as xxh3 of the pieces joined. Not thread-safe.
 class Xxh3Stream {

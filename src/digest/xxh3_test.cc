@@ -31,6 +31,11 @@ Hash128 expected(std::span<const std::byte> data) {
   return {h.low64, h.high64};
 }
 
+Hash128 expected_checksum(std::span<const std::byte> data) {
+  const XXH128_hash_t h = XXH3_128bits(data.data(), data.size());
+  return {h.low64, h.high64};
+}
+
 class Xxh3 : public testing::TestWithParam<Target> {
  protected:
   void SetUp() override { force_target(GetParam()); }
@@ -45,10 +50,12 @@ TEST_P(Xxh3, EqualsXxhash) {
   for (std::size_t length = 0; length <= 3000; ++length) {
     const auto data = std::span(input).subspan(length % 9, length);
     ASSERT_EQ(xxh3(data), expected(data)) << length;
+    ASSERT_EQ(xxh3_checksum(data), expected_checksum(data)) << length;
   }
   for (const std::size_t length : {65'536UL, 99'999UL, 200'000UL}) {
     const auto data = std::span(input).first(length);
     ASSERT_EQ(xxh3(data), expected(data)) << length;
+    ASSERT_EQ(xxh3_checksum(data), expected_checksum(data)) << length;
   }
 }
 

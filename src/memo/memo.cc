@@ -1,5 +1,6 @@
 #include <tensorkey/memo.h>
 
+#include <tensorkey/codec.h>
 #include <tensorkey/error.h>
 
 #include <algorithm>
@@ -212,11 +213,15 @@ void MemoBatch::insert(std::size_t first, std::size_t count, const TensorView& o
   double saved = 0;
   std::uint64_t rejections = 0;
   std::vector<std::byte> scratch;
+  std::vector<std::byte> encoded;
   for (std::size_t j = 0; j < count; ++j) {
     const std::size_t slot = self.missing_slots[first + j];
     const TensorView row = internal::row_view(output, static_cast<std::int64_t>(j));
-    const TensorParts tensor{
-        .dtype = row.dtype, .shape = row.shape, .data = elements(row, scratch)};
+    TensorParts tensor{.dtype = row.dtype, .shape = row.shape, .data = elements(row, scratch)};
+    if (self.memo->options.codec != Codec::kRaw) {
+      tensor.codec = encode(self.memo->options.codec, row.dtype, tensor.data, encoded);
+      if (tensor.codec != Codec::kRaw) tensor.data = encoded;
+    }
     const EntryParts parts{
         .key = self.distinct.keys[slot], .seconds = share, .tensors = {&tensor, 1}};
     EntryPtr entry = self.memory->insert(parts, self.scope);
@@ -288,7 +293,7 @@ void MemoBatch::assemble(std::span<std::byte> out) const {
     const TensorParts row = entry->tensor(0);
     check_same_row(*self.example, row.dtype, row.shape);
   }
-  const std::size_t row_bytes = self.example ? self.example->tensor(0).data.size() : 0;
+  const std::size_t row_bytes = self.example ? decoded_size(self.example->tensor(0)) : 0;
   if (out.size() != rows() * row_bytes) {
     invalid("[MemoBatch::assemble] room for " + std::to_string(out.size()) + " bytes; expected " +
             std::to_string(rows()) + " rows of " + std::to_string(row_bytes));
@@ -296,7 +301,12 @@ void MemoBatch::assemble(std::span<std::byte> out) const {
   if (row_bytes == 0) return;
   std::byte* to = out.data();
   for (const std::size_t slot : self.distinct.slot_of) {
-    std::memcpy(to, self.entries[slot]->tensor(0).data.data(), row_bytes);
+    const TensorParts row = self.entries[slot]->tensor(0);
+    if (row.codec == Codec::kRaw) {
+      std::memcpy(to, row.data.data(), row_bytes);
+    } else {
+      decode(row, {to, row_bytes});
+    }
     to += row_bytes;
   }
   const std::lock_guard lock(self.memo->mutex);

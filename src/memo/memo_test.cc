@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include <tensorkey/codec.h>
 #include <tensorkey/error.h>
 
 namespace tensorkey {
@@ -214,6 +215,31 @@ TEST(Memo, AnEntryOfAnotherKindUnderTheKeyOfARowIsNoAnswer) {
   memo.cache().insert({.key = keys[0]});  // no tensor at all
   call(memo, {1});
   EXPECT_EQ(memo.stats().misses, 1U);
+}
+
+TEST(Memo, CodecsAreDecodedAndWhatIsLossyIsSoFromTheFirstAnswer) {
+  for (const Codec codec : {Codec::kLossless, Codec::kFloat16, Codec::kBFloat16}) {
+    Memo memo(cache(), {.codec = codec});
+    const Rows input({1, 2, 3});
+    const TupleMember member{"x", input.tensor()};
+    const Shape shape{3, 4000};
+    std::vector<float> output(12'000);
+    for (std::size_t i = 0; i < output.size(); ++i) {
+      output[i] = 1 + static_cast<float>(i % 1000) / 997;
+    }
+    std::vector<float> first(output.size());
+    std::vector<float> second(output.size());
+    MemoBatch batch = memo.lookup({&member, 1}, {});
+    batch.insert(0, 3, view(output.data(), shape), 1.0);
+    batch.assemble(std::as_writable_bytes(std::span(first)));
+    const MemoBatch again = memo.lookup({&member, 1}, {});
+    EXPECT_TRUE(again.missing().empty());
+    again.assemble(std::as_writable_bytes(std::span(second)));
+    EXPECT_EQ(first, second);
+    EXPECT_EQ(first == output, !is_lossy(codec));
+    for (std::size_t i = 0; i < output.size(); ++i) ASSERT_NEAR(first[i], output[i], 0.005);
+    EXPECT_LT(memo.cache().snapshot()[0].bytes, 4000 * sizeof(float));
+  }
 }
 
 // --- Single flight

@@ -30,11 +30,17 @@ Policy::Policy(std::uint64_t capacity, Unit unit)
       threshold_(jury_.threshold()) {}
 
 void Policy::consider(const Request& request) {
-  live_.advance(static_cast<double>(hits_.exchange(0, std::memory_order_relaxed)));
+  // Neither is written unless it changes: every hit reads the line they are on.
+  if (hits_.load(std::memory_order_relaxed) != 0) {
+    live_.advance(static_cast<double>(hits_.exchange(0, std::memory_order_relaxed)));
+  }
   // The sample may have become smaller since the hit.
   if (!jury_.samples(request.hash)) return;
   if (jury_.access(request)) live_.tune(jury_.verdict());
-  threshold_.store(jury_.threshold(), std::memory_order_relaxed);
+  if (const std::uint64_t threshold = jury_.threshold();
+      threshold != threshold_.load(std::memory_order_relaxed)) {
+    threshold_.store(threshold, std::memory_order_relaxed);
+  }
 }
 
 void Policy::record(const Request& request) { consider(request); }

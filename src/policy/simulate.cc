@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <unordered_map>
 
 #include "policy/peers/peer.h"
@@ -42,6 +43,8 @@ constexpr auto kNames = [] {
   return names;
 }();
 
+constexpr std::uint64_t kMaxCapacity = std::uint64_t{1} << 62;
+
 double ratio(double part, double whole) { return whole > 0 ? part / whole : 0; }
 
 const Contestant& contestant(std::string_view name) {
@@ -61,6 +64,11 @@ std::vector<Item> items_of(std::span<const Access> trace, Scope& scope) {
   std::vector<std::uint64_t> last;
   double bytes = 0;
   for (std::size_t i = 0; i < trace.size(); ++i) {
+    if (!(trace[i].cost >= 0 && trace[i].cost < std::numeric_limits<double>::infinity())) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  "[simulate] the cost of access " + std::to_string(i) + " is " +
+                      std::to_string(trace[i].cost) + "; expected a finite one, at least 0");
+    }
     const auto [found, fresh] =
         ids.try_emplace(trace[i].key, static_cast<std::uint32_t>(ids.size()));
     if (fresh) {
@@ -98,8 +106,11 @@ std::span<const std::string_view> simulated_policies() noexcept { return kNames;
 
 Replay simulate(std::string_view policy, std::span<const Access> trace, std::uint64_t capacity) {
   const Contestant& chosen = contestant(policy);
-  if (capacity == 0) {
-    throw Error(ErrorCode::kInvalidArgument, "[simulate] the capacity is 0; expected at least 1");
+  // Above the limit, a sum of two sizes might not fit.
+  if (capacity == 0 || capacity > kMaxCapacity) {
+    throw Error(
+        ErrorCode::kInvalidArgument,
+        "[simulate] the capacity is " + std::to_string(capacity) + "; expected from 1 to 2^62");
   }
   Scope scope{.capacity = capacity};
   const std::vector<Item> items = items_of(trace, scope);

@@ -1,5 +1,6 @@
 #include <tensorkey/cache.h>
 
+#include <tensorkey/entry_format.h>
 #include <tensorkey/error.h>
 
 #include <chrono>
@@ -79,6 +80,18 @@ bool ActivationCache::contains(const Key& key) const {
 
 EntryPtr ActivationCache::insert(const EntryParts& parts, std::uint64_t scope) {
   return impl_->memory.insert(parts, scope);
+}
+
+bool ActivationCache::load(std::span<const std::byte> encoded, std::uint64_t scope,
+                           const Secret& secret) {
+  try {
+    const EncodedEntry entry(encoded, {.secret = secret, .max_bytes = impl_->memory.bound()});
+    return static_cast<bool>(impl_->memory.insert(entry.parts(), scope));
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kCorruption) throw;
+    impl_->memory.count_corrupt();
+    return false;
+  }
 }
 
 EntryPtr ActivationCache::get_or_compute(const Key& key, const std::function<EntryPtr()>& compute,

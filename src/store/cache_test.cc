@@ -18,6 +18,7 @@
 #include <thread>
 #include <vector>
 
+#include <tensorkey/entry_format.h>
 #include <tensorkey/error.h>
 
 namespace tensorkey {
@@ -290,6 +291,22 @@ TEST(ActivationCache, TraceHasALineForEachAccessUpToItsLimit) {
   EXPECT_THROW(cache.trace(folder / "link"), Error);
   EXPECT_THROW(cache.trace(folder / "no" / "folder"), Error);
   std::filesystem::remove_all(folder);
+}
+
+TEST(ActivationCache, LoadsEncodedEntriesAndCountsTheCorrupt) {
+  ActivationCache cache({.memory = kMiB});
+  std::vector<std::byte> bytes = encode_entry(*entry_of(1));
+  EXPECT_TRUE(cache.load(bytes));
+  expect_entry(cache.find(key_of(1)), 1);
+  cache.clear();
+  bytes[100] ^= std::byte{4};
+  EXPECT_FALSE(cache.load(bytes));
+  EXPECT_FALSE(cache.load({}));
+  const Digest key = blake3({});
+  EXPECT_FALSE(cache.load(encode_entry(*entry_of(1)), 0, key));
+  EXPECT_TRUE(cache.load(encode_entry(*entry_of(1), key), 0, key));
+  EXPECT_EQ(cache.stats().corrupt, 3U);
+  EXPECT_EQ(cache.stats().entries, 1U);
 }
 
 // --- Single flight

@@ -208,6 +208,10 @@ EntryPtr MemoryTier::publish(Block& block, std::uint64_t scope) {
 
 // An empty block and a place in the index for it; null if the entry is not to be stored.
 Block* MemoryTier::reserve(const Key& key, std::size_t bytes, double seconds) {
+  // Only here, where something changes: were the policy's clock moved by hits alone, all hot
+  // entries would be marked anew each time, by every core.
+  const std::uint64_t hits = lookups_.sum()[static_cast<std::size_t>(Lookup::kHit)];
+  policy_.count(hits - std::exchange(seen_hits_, hits));
   learn();
   if (ttl_ != 0) sweep();
   collect();
@@ -352,8 +356,6 @@ void MemoryTier::sweep() {
 }
 
 void MemoryTier::learn() {
-  const std::uint64_t hits = lookups_.sum()[static_cast<std::size_t>(Lookup::kHit)];
-  policy_.count(hits - std::exchange(seen_hits_, hits));
   accesses_.drain([this](const Request& request) { policy_.record(request); });
 }
 
@@ -425,6 +427,11 @@ void MemoryTier::resize(std::size_t bound) {
 }
 
 // --- Accounts
+
+std::size_t MemoryTier::bound() const {
+  const std::lock_guard lock(mutex_);
+  return bound_;
+}
 
 std::vector<EntryInfo> MemoryTier::snapshot() const {
   const std::lock_guard lock(mutex_);

@@ -40,6 +40,7 @@ class MemoryTier {
 
   // Why these keys were missed; counts them. reasons may be empty.
   void count_misses(std::span<const Key> keys, std::span<Lookup> reasons);
+  [[nodiscard]] std::size_t bound() const;
   void count_wait() noexcept { waits_.fetch_add(1, std::memory_order_relaxed); }
   void count_corrupt() noexcept { corrupt_.fetch_add(1, std::memory_order_relaxed); }
 
