@@ -100,6 +100,7 @@ def test_several_tensors_by_name_and_by_number(cache):
     with pytest.raises(errors.MissingKey, match="no tensor is called c"):
         entry["c"]
     cache.put(key(2), [a, b])
+    assert cache.get(key(2))[1].name == "1"
     np.testing.assert_array_equal(np.asarray(cache.get(key(2))[-1]), b)
     with pytest.raises(IndexError):
         cache.get(key(2))[2]
@@ -281,6 +282,34 @@ def test_a_computation_may_ask_for_another_key_and_not_for_its_own(cache):
 
     with pytest.raises(errors.InvalidArgument, match="asks for the same key"):
         cache.get_or_compute(key(3), own)
+
+
+def test_an_entry_travels_as_bytes(cache):
+    cache.put(key(1), {"a": np.ones(3), "b": np.arange(2)}, seconds=0.5)
+    secret = bytes(range(32))
+    other = tk.ActivationCache("1 MiB")
+    plain, keyed = cache.dump(key(1)), cache.dump(key(1), secret=secret)
+    assert other.load(plain, scope="imported")
+    entry = other.get(key(1))
+    assert entry.seconds == 0.5
+    np.testing.assert_array_equal(np.asarray(entry["b"]), [0, 1])
+    assert other.purge("imported") == 1
+    for data, with_secret in [
+        (plain[:-1], None),
+        (plain[:40] + bytes([plain[40] ^ 1]) + plain[41:], None),
+        (b"", None),
+        (plain, secret),
+        (keyed, None),
+        (keyed, bytes(32)),
+    ]:
+        assert not other.load(data, secret=with_secret)
+    assert other.stats.corrupt == 6
+    assert len(other) == 0
+    assert other.load(keyed, secret=secret)
+    with pytest.raises(errors.MissingKey):
+        cache.dump(key(2))
+    with pytest.raises(errors.InvalidArgument, match="32"):
+        cache.dump(key(1), secret=b"short")
 
 
 def test_a_trace_is_bounded_and_private(cache, tmp_path):
