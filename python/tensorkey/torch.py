@@ -371,7 +371,7 @@ def tensor(stored: _core.EntryTensor) -> torch.Tensor:
     tensor([3., 3.], dtype=torch.bfloat16)
     """
     dtype: torch.dtype = getattr(torch, stored.dtype)
-    copy = bytearray(stored)
+    copy = bytearray(stored)  # type: ignore[call-overload]  # a buffer, which no stub can say
     flat = torch.frombuffer(copy, dtype=dtype) if copy else torch.empty(0, dtype=dtype)
     return flat.reshape(stored.shape)
 
