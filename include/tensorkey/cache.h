@@ -56,7 +56,7 @@ struct CacheStats {
   std::uint64_t expirations = 0;
   std::uint64_t rejections = 0;  // computed, but not worth or not fitting the room: not stored
   std::uint64_t corrupt = 0;     // encoded entries that load() refused
-  std::uint64_t waits = 0;       // lookups answered by a computation of another thread
+  std::uint64_t waits = 0;       // of the hits, those that another thread was computing
   std::uint64_t distinct = 0;    // keys ever asked for, estimated (HyperLogLog, about 1.6 %)
 
   [[nodiscard]] std::uint64_t misses() const noexcept {

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include <tensorkey/entry_format.h>
 #include <tensorkey/error.h>
 
 #include "entry.h"
@@ -85,6 +86,30 @@ SharedEntry get_or_compute(ActivationCache& cache, const Key& key, const nb::cal
   }
 }
 
+nb::bytes dump(ActivationCache& cache, const Key& key, nb::handle secret) {
+  const KeyOptions options = key_options(nb::bytes("", 0), secret, false, "ActivationCache.dump");
+  const EntryPtr entry = cache.find(key);
+  if (!entry) {
+    throw Error(ErrorCode::kNotFound, "[ActivationCache.dump] " + key.hex() + " is not there");
+  }
+  const std::size_t size = encoded_size(*entry, options.secret.has_value());
+  const auto result =
+      nb::steal<nb::bytes>(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
+  if (!result.is_valid()) throw nb::python_error();
+  auto* out = reinterpret_cast<std::byte*>(PyBytes_AS_STRING(result.ptr()));
+  const MaybeReleaseGil release(size);
+  encode_entry(*entry, std::span(out, size), options.secret);
+  return result;
+}
+
+bool load(ActivationCache& cache, const nb::bytes& data, nb::handle scope, nb::handle secret) {
+  const KeyOptions options = key_options(scope, secret, false, "ActivationCache.load");
+  const std::uint64_t id = scope_id(options.scope);
+  const std::span bytes(static_cast<const std::byte*>(data.data()), data.size());
+  const MaybeReleaseGil release(bytes.size());
+  return cache.load(bytes, id, options.secret);
+}
+
 nb::list snapshot(const ActivationCache& cache) {
   nb::list entries;
   for (const EntryInfo& info : cache.snapshot()) {
@@ -129,7 +154,7 @@ void init_cache(nb::module_& m) {
           "memory"_a, "ttl"_a)
       .def("get", &get, "key"_a,
            "Return the entry under a key, or None. It counts as a hit or a miss.")
-      .def("put", &put, "key"_a, "value"_a, "seconds"_a = 0.0, "scope"_a = nb::bytes("", 0),
+      .def("put", &put, "key"_a, "value"_a.none(), "seconds"_a = 0.0, "scope"_a = nb::bytes("", 0),
            nb::sig("def put(self, key: Key, value: object, seconds: float = 0.0, "
                    "scope: bytes | str = b'') -> bool"),
            "Store a copy of a tensor, of a dict of tensors or of a list of tensors.\n\n"
@@ -142,6 +167,16 @@ void init_cache(nb::module_& m) {
            "Return the entry under a key, or what `function` makes and put() stores.\n\n"
            "It runs in one thread at a time for each key; the others wait for it. What it raises\n"
            "reaches all who wait, and is not stored. It may ask for other keys.")
+      .def("dump", &dump, "key"_a, nb::kw_only(), "secret"_a.none() = nb::none(),
+           nb::sig("def dump(self, key: Key, *, secret: bytes | None = None) -> bytes"),
+           "Return the entry under a key as bytes (docs/entry_format.md). With a secret of 32\n"
+           "bytes only its holders can have written it. Counts as a lookup.")
+      .def("load", &load, "data"_a, nb::kw_only(), "scope"_a = nb::bytes("", 0),
+           "secret"_a.none() = nb::none(),
+           nb::sig("def load(self, data: bytes, *, scope: bytes | str = b'', "
+                   "secret: bytes | None = None) -> bool"),
+           "Store what dump() returned. False if it is no whole entry, was written with another\n"
+           "secret, or is not worth its room: counted, never raised.")
       .def("__contains__", &Self::contains, "key"_a)
       .def("__len__", [](const Self& self) { return self.stats().entries; })
       .def("remove", &Self::remove, "key"_a, Unlocked(),

@@ -10,6 +10,7 @@
 #include <string_view>
 #include <utility>
 
+#include <tensorkey/codec.h>
 #include <tensorkey/error.h>
 
 #include "errors.h"
@@ -29,8 +30,13 @@ struct EntryTensor {
   std::size_t index;
   std::vector<Py_ssize_t> shape;
   std::vector<Py_ssize_t> strides;
+  std::vector<std::byte> decoded;  // unless the elements lie in the entry as they are
 
   [[nodiscard]] TensorParts parts() const { return entry->tensor(index); }
+  [[nodiscard]] std::span<const std::byte> elements() const {
+    const TensorParts tensor = parts();
+    return tensor.codec == Codec::kRaw ? tensor.data : decoded;
+  }
 };
 
 // How the struct module names the elements; of a dtype that it does not know, their bits as
@@ -59,7 +65,11 @@ const char* format_of(DType dtype) {
 
 EntryTensor tensor_at(const EntryPtr& entry, std::size_t index) {
   const TensorParts parts = entry->tensor(index);
-  EntryTensor tensor{.entry = entry, .index = index, .shape = {}, .strides = {}};
+  EntryTensor tensor{.entry = entry, .index = index, .shape = {}, .strides = {}, .decoded = {}};
+  if (parts.codec != Codec::kRaw) {
+    tensor.decoded.resize(decoded_size(parts));
+    decode(parts, tensor.decoded);
+  }
   tensor.shape.assign(parts.shape.begin(), parts.shape.end());
   tensor.strides.resize(tensor.shape.size());
   auto stride = static_cast<Py_ssize_t>(item_size(parts.dtype));
@@ -92,10 +102,11 @@ int tensor_get_buffer(PyObject* object, Py_buffer* out, int flags) {
   }
   auto* self = nb::inst_ptr<EntryTensor>(object);
   const TensorParts parts = self->parts();
+  const std::span<const std::byte> elements = self->elements();
   // Read-only: nothing writes through these pointers.
-  out->buf = const_cast<std::byte*>(parts.data.data());
+  out->buf = const_cast<std::byte*>(elements.data());
   out->obj = Py_NewRef(object);
-  out->len = static_cast<Py_ssize_t>(parts.data.size());
+  out->len = static_cast<Py_ssize_t>(elements.size());
   out->itemsize = static_cast<Py_ssize_t>(item_size(parts.dtype));
   out->readonly = 1;
   out->ndim = static_cast<int>(self->shape.size());
@@ -154,7 +165,11 @@ BorrowedValue::BorrowedValue(nb::handle value, const char* where) {
       add(nb::cast<std::string>(name), tensor, where);
     }
   } else if (PyList_Check(value.ptr()) || PyTuple_Check(value.ptr())) {
-    for (const nb::handle tensor : nb::borrow<nb::sequence>(value)) add("", tensor, where);
+    const auto tensors = nb::borrow<nb::sequence>(value);
+    const bool several = nb::len(tensors) > 1;
+    for (const nb::handle tensor : tensors) {
+      add(several ? std::to_string(members_.size()) : "", tensor, where);
+    }
   } else {
     add("", value, where);
   }
@@ -196,7 +211,7 @@ void init_entry(nb::module_& m) {
           "dtype",
           [](const EntryTensor& self) { return std::string(to_string(self.parts().dtype)); })
       .def_prop_ro("shape", &shape_of, nb::sig("def shape(self) -> tuple[int, ...]"))
-      .def_prop_ro("nbytes", [](const EntryTensor& self) { return self.parts().data.size(); })
+      .def_prop_ro("nbytes", [](const EntryTensor& self) { return self.elements().size(); })
       .def("__reduce__", [](const EntryTensor&) { refuse_pickle("EntryTensor"); })
       .def("__repr__",
            [](const EntryTensor& self) { return "<EntryTensor " + describe(self.parts()) + ">"; });

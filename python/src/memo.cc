@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include <tensorkey/codec.h>
 #include <tensorkey/error.h>
 
 #include "failure.h"
@@ -45,10 +46,7 @@ class Batch {
 };
 
 Codec codec_of(const std::string& name) {
-  if (name == "raw") return Codec::kRaw;
-  if (name == "lossless") return Codec::kLossless;
-  if (name == "fp16") return Codec::kFloat16;
-  if (name == "bf16") return Codec::kBFloat16;
+  if (const std::optional<Codec> codec = codec_from_name(name)) return *codec;
   throw Error(ErrorCode::kInvalidArgument,
               "[Memo] codec is '" + name + "'; expected 'raw', 'lossless', 'fp16' or 'bf16'");
 }

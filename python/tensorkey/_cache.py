@@ -57,6 +57,7 @@ class ActivationCache(_core.ActivationCache):
 
     def __init__(self, memory: int | str = "1 GiB", *, ttl: float | None = None) -> None:
         super().__init__(parse_bytes(memory), 0.0 if ttl is None else ttl)
+        self.ttl = ttl
 
     @property
     def stats(self) -> CacheStats:
@@ -104,6 +105,8 @@ class ActivationCache(_core.ActivationCache):
         )
 
     def __repr__(self) -> str:
+        if "ttl" not in vars(self):
+            return object.__repr__(self)  # in a traceback: __init__ failed
         stats = self.stats
         used, bound = format_bytes(stats.bytes), format_bytes(stats.bound)
         return f"<{type(self).__name__} {used} of {bound}, {stats.entries} entries>"

@@ -18,9 +18,7 @@ stores nothing. A failure of the cache is counted and the layer runs without it.
 from __future__ import annotations
 
 import dataclasses
-import os
 import threading
-import weakref
 from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
@@ -31,6 +29,7 @@ from tensorkey._cache import ActivationCache
 from tensorkey._chunks import chunks, first_chunk
 from tensorkey._encoding import plain
 from tensorkey._fingerprint import Fingerprint, Reading, State
+from tensorkey._fork import renew_after_fork
 from tensorkey._options import Options
 from tensorkey._probe import MAX_ROWS, Inputs, Verdict, probe
 from tensorkey._stats import LayerStats
@@ -54,7 +53,8 @@ class Engine:
 
     def __init__(self, backend: Backend, fingerprint: Fingerprint, options: Options) -> None:
         self.options = options
-        self.cache = options.cache or ActivationCache(options.memory or "1 GiB")
+        memory = "1 GiB" if options.memory is None else options.memory
+        self.cache = ActivationCache(memory) if options.cache is None else options.cache
         self.monitor = _core.Monitor(options.bypass)
         self._backend = backend
         self._fingerprint = fingerprint
@@ -71,7 +71,11 @@ class Engine:
         self._assumptions: dict[str, None] = {}
         self._probe_runs = 0
         self._settling = threading.RLock()
-        _engines.add(self)
+        renew_after_fork(self)
+
+    def renew_locks(self) -> None:
+        """Forget who held them: for the child of a fork."""
+        self._settling = threading.RLock()
 
     def reading(self) -> Reading:
         """Return the layer as it is now: what the frontend's own guards look at.
@@ -352,16 +356,3 @@ class _Run:
     """For other threads."""
     device_bytes: int = 0
     """Of outputs that were copied to the host."""
-
-
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    """Make the locks anew: a thread that held one is gone in the child."""
-    for engine in _engines:
-        engine._settling = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

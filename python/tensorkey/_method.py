@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, overload
 
 from tensorkey import _core, errors
 from tensorkey._encoding import item, name, plain, sequence, text
+from tensorkey._fork import renew_after_fork
 
 
 class CacheInfo(NamedTuple):
@@ -25,7 +26,8 @@ class CacheInfo(NamedTuple):
     hits: int
     misses: int
     bypasses: int
-    """Calls that ran the method only: gradients were recorded, or an argument has no key."""
+    """Calls that ran the method only: gradients were recorded, an argument has no key, or caches
+    are switched off."""
     maxsize: int | None
     currsize: int
 
@@ -36,6 +38,11 @@ class _Calls:
     def __init__(self) -> None:
         self.results: OrderedDict[bytes, Any] = OrderedDict()
         self.hits = self.misses = self.bypasses = 0
+        self.lock = threading.Lock()
+        renew_after_fork(self)
+
+    def renew_locks(self) -> None:
+        """Forget who held them: for the child of a fork."""
         self.lock = threading.Lock()
 
 
@@ -68,8 +75,8 @@ def cached_method(
     a weight does not change a remembered result that was not told of it.
 
     The method runs without the cache while gradients of an argument, of `state` or of a parameter
-    of the instance are recorded, while a tensor has no value (tracing, compiling), and for
-    arguments without a key.
+    of the instance are recorded, while a tensor has no value (tracing, compiling), for arguments
+    without a key, and while caches are switched off (:func:`tensorkey.disabled`).
 
     Instances are held weakly, so they need a weak reference; a copy or a pickle of one carries no
     results.
@@ -138,6 +145,9 @@ def _decorate(
     @functools.wraps(method)
     def wrapper(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         calls = calls_of(self)
+        if _core.is_disabled():
+            calls.bypasses += 1
+            return method(self, *args, **kwargs)
         try:
             parts = (args, kwargs, list(state(self)) if state else None, _gradient_mode(self))
             key = _core.blake3(sequence(b"t", [_encode(part) for part in parts]))

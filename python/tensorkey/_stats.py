@@ -96,7 +96,7 @@ class CacheStats(_Counters):
     corrupt: int = 0
     """Encoded entries that ``load`` refused."""
     waits: int = 0
-    """Lookups answered by a computation of another thread."""
+    """Of the hits, those that another thread was computing."""
     distinct: int = 0
     """Keys ever asked for; an estimate, within about 2 %."""
 

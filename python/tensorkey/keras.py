@@ -16,9 +16,11 @@ True
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 from collections.abc import Sequence
+from time import perf_counter
 from typing import Any
 
 import keras
@@ -26,10 +28,12 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from tensorkey import errors
 from tensorkey._backend import Bypass, Unsuited
+from tensorkey._cache import ActivationCache
 from tensorkey._chunks import Chunk
 from tensorkey._fingerprint import Fingerprint
-from tensorkey._frontend import Engine, Options
+from tensorkey._frontend import Engine
 from tensorkey._keras_layers import KerasLayers, variables_of
+from tensorkey._options import BypassMode, Codec, Options
 from tensorkey._probe import Inputs
 from tensorkey._stats import LayerStats
 
@@ -100,7 +104,7 @@ class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
     layer
         A Keras layer or model that takes one tensor, several by position or a list of them, which
         share their first dimension, and returns one tensor with as many rows.
-    memory, chunk, scope, probe, secret
+    cache, memory, chunk, scope, probe, codec, bypass, secret
         As in :class:`tensorkey.torch.CachedLayer`.
     **kwargs
         Of keras.layers.Layer, such as name.
@@ -121,10 +125,13 @@ class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
         self,
         layer: Any,
         *,
-        memory: int | str = "1 GiB",
+        cache: ActivationCache | None = None,
+        memory: int | str | None = None,
         chunk: Chunk = "auto",
         scope: bytes | str = b"",
         probe: bool = True,
+        codec: Codec = "raw",
+        bypass: BypassMode = "auto",
         secret: bytes | None = None,
         **kwargs: Any,
     ) -> None:
@@ -137,7 +144,7 @@ class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
         super().__init__(layer, **kwargs)
         self.supports_masking = layer.supports_masking
         self.supports_jit = layer.supports_jit
-        self._options = Options(memory, chunk, scope, probe, secret)
+        self._options = Options(cache, memory, chunk, scope, probe, codec, bypass, secret)
         self._below = _load_backend()
         self._engine = Engine(
             _rows_of(self, self._below),
@@ -152,11 +159,14 @@ class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
         symbolic = any(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten(args))
         if not symbolic and not self.layer.trainable_weights:
             kwargs["training"] = False
+        if not symbolic and self.built and self.layer.built and self._engine.monitor.aside():
+            return self.layer(*args, **kwargs)
         return super().__call__(*args, **kwargs)
 
     def call(self, inputs: Any, *more: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """Answer from the cache where possible; run the layer for the rest."""
         below, engine = self._below, self._engine
+        start = perf_counter()
         # A tuple goes to the layer by position, a list as one argument.
         rows: Any = inputs if type(inputs) is list and not more else (inputs, *more)
         reason = below.transform() or ("keyword arguments" if kwargs else None)
@@ -175,10 +185,10 @@ class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
                 if reason is None:
                     form = type(rows).__name__
                     environment = (*below.environment(rows[0]), *_settings(), form)
-                    return engine.call(rows, reading, environment)
+                    return engine.call(rows, reading, environment, start)
             except Bypass as bypass:
                 reason = str(bypass)
-        engine.bypass(reason)
+        engine.monitor.bypass(reason)
         return self.layer(inputs, *more, **kwargs)
 
     def _unfit(self, rows: Sequence[Any]) -> str | None:
@@ -201,19 +211,38 @@ class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
         return output
 
     @property
+    def cache(self) -> ActivationCache:
+        """The cache: its own, or the one that it shares."""
+        return self._engine.cache
+
+    @property
+    def bypass(self) -> str:
+        """When to run the layer alone: "auto", "never" or "always"."""
+        return self._engine.monitor.mode
+
+    @bypass.setter
+    def bypass(self, mode: BypassMode) -> None:
+        self._engine.monitor.mode = mode
+        self._options = dataclasses.replace(self._options, bypass=mode)
+
+    @property
     def stats(self) -> LayerStats:
         """A snapshot of the counters."""
         return self._engine.stats()
 
+    def reset_stats(self) -> None:
+        """Set the counters to zero; of a shared cache only this layer's."""
+        self._engine.reset_stats()
+
     def cache_clear(self) -> None:
-        """Drop all entries."""
+        """Drop the entries of this layer; those of other layers that share the cache stay."""
         self._engine.clear()
 
     def __repr__(self) -> str:
         stats = self.stats
         chunk = self._options.chunk if stats.chunk is None else stats.chunk
         return (
-            f"<CachedLayer name={self.name} layer={self.layer!r} memory={self._options.memory!r} "
+            f"<CachedLayer name={self.name} layer={self.layer!r} cache={self.cache!r} "
             f"chunk={chunk!r} probe={stats.probe!r}>"
         )
 
@@ -239,8 +268,8 @@ class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
         return self.layer.compute_mask(inputs, previous_mask)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the options; of a secret, only that there was one."""
-        options = self._options
+        """Return the options; of a secret only that there was one, of a shared cache its bound."""
+        options = self._options.portable()
         scope = options.scope.encode() if isinstance(options.scope, str) else options.scope
         return {
             **super().get_config(),
@@ -248,7 +277,9 @@ class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
             "chunk": options.chunk,
             "scope": scope.hex(),
             "probe": options.probe,
-            "keyed": options.secret is not None,
+            "codec": options.codec,
+            "bypass": options.bypass,
+            "keyed": self._options.secret is not None,
         }
 
     @classmethod

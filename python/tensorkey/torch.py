@@ -53,6 +53,7 @@ _SHARED = (
     "_load_state_dict_post_hooks",
 )
 _UNREAD = frozenset(vars(nn.Module())) - {"training"} | {"_engine", "_monitor", "_options"}
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _Module: Any = nn.Module
 _MODULE_CALL = nn.Module.__call__  # tracers put their own in its place
 _UNFROZEN = (
@@ -198,7 +199,8 @@ class CachedLayer(nn.Module):
         """Run the layer alone where the cache is stepped aside for: at the price of a flag."""
         own = self.__dict__
         if (
-            _Module.__call__ is _MODULE_CALL
+            not _is_dynamo_compiling()  # it follows into this function, and stops at foreign calls
+            and _Module.__call__ is _MODULE_CALL
             and not own["_forward_hooks"]
             and not own["_forward_pre_hooks"]
             and not own["_backward_hooks"]
@@ -349,7 +351,8 @@ class CachedLayer(nn.Module):
         state = copy.deepcopy(self.__getstate__(), memo)
         del state["_keyed"]
         vars(twin).update(state)
-        twin._bind(state["inner"], vars(self)["_options"])  # the secret and a shared cache too: same process
+        # In the same process: the secret, and a cache that is shared, are the twin's too.
+        twin._bind(state["inner"], vars(self)["_options"])
         return twin
 
 

@@ -281,6 +281,7 @@ CacheStats MemoryTier::stats() const {
   stats.misses_evicted = of(Lookup::kEvicted) - baseline_.misses_evicted;
   stats.misses_expired = of(Lookup::kExpired) - baseline_.misses_expired;
   stats.waits = waits_ - baseline_.waits;
+  stats.hits += stats.waits;
   stats.corrupt = corrupt_ - baseline_.corrupt;
   stats.bound = bound_;
   stats.bytes = metadata_ + arena_->held();

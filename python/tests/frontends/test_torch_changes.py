@@ -111,7 +111,7 @@ def test_scopes_and_chunks_do_not_share():
     engines = [CachedLayer(layer, scope=scope)._engine for scope in ("", "a", b"b")]
     scopes = set()
     for engine in engines:
-        engine.call((x,), engine.reading(), ("here",))
+        engine.call((x,), engine.reading(), ("here",), 0.0)
         scopes.add(engine._scope[1])
     assert len(scopes) == 3
 
@@ -126,7 +126,7 @@ def test_any_interleaving_of_calls_and_changes_is_exact():
     source = random.Random(5)
     for walk in range(4):
         layer = encoder()
-        cached = CachedLayer(layer, chunk=32, memory=source.choice(["1 GiB", "8 KiB"]))
+        cached = CachedLayer(layer, chunk=32, memory=source.choice(["1 GiB", "64 KiB"]))
         x = torch.randn(60, 16)
         kept = [copy.deepcopy(layer.state_dict())]
         moves = list(changes().values())
