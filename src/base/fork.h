@@ -1,6 +1,6 @@
 // A mutex that survives fork(): the child finds it free, and what it guards consistent. While the
-// process forks all of these are held, in no order: so no thread ever waits for one while it holds
-// another.
+// process forks all of these are held, taken from the newest to the oldest: so a thread that holds
+// one may wait only for an older one.
 #pragma once
 
 #include <functional>

@@ -194,14 +194,14 @@ void Arena::free_place(void* memory, std::size_t size) noexcept {
   slab.bits()[place / 64] &= ~(std::uint64_t{1} << (place % 64));
   slab.first = std::min(slab.first, place);
   --slab.used;
-  ++group.free;
+  if (!slab.closed) ++group.free;
   ASAN_POISON_MEMORY_REGION(memory, size);
   if (slab.used > 0) {
     set_open(group, slab, slab.has_room());
     return;
   }
   set_open(group, slab, false);
-  group.free -= slab.count;
+  if (!slab.closed) group.free -= slab.count;
   group.slabs.back()->position = slab.position;
   std::swap(group.slabs[slab.position], group.slabs.back());
   group.slabs.pop_back();
@@ -236,15 +236,19 @@ Arena::Slab* Arena::close_sparse() noexcept {
     }
   }
   if (best != nullptr) {
+    Class& group = classes_[class_of(best->size)];
     best->closed = true;
-    set_open(classes_[class_of(best->size)], *best, false);
+    group.free -= best->count - best->used;
+    set_open(group, *best, false);
   }
   return best;
 }
 
 void Arena::reopen(Slab& slab) noexcept {
+  Class& group = classes_[class_of(slab.size)];
   slab.closed = false;
-  set_open(classes_[class_of(slab.size)], slab, slab.has_room());
+  group.free += slab.count - slab.used;
+  set_open(group, slab, slab.has_room());
 }
 
 void Arena::places(const Slab& slab, std::vector<void*>& out) {

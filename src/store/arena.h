@@ -60,7 +60,7 @@ class Arena {
   struct Class {
     std::vector<Slab*> slabs;
     std::size_t open = 0;  // slabs[i] for i < open have a free place
-    std::size_t free = 0;  // places in all slabs
+    std::size_t free = 0;  // places in slabs that are not closed
   };
   // A place on its way back.
   struct Returned {

@@ -99,7 +99,7 @@ class MemoryTier {
   std::atomic<std::uint64_t> corrupt_{0};
   Trace trace_;
 
-  mutable ForkMutex mutex_;
+  mutable ForkMutex mutex_;  // newer than that of trace_, which is taken under it
   std::vector<Retired> limbo_;
   std::vector<PolicyNode*> victims_;  // kept to save allocations
   std::vector<void*> places_;         // likewise
