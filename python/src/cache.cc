@@ -195,13 +195,12 @@ void init_cache(nb::module_& m) {
            "Keep an entry whatever happens; False if it is not there.")
       .def("unpin", &Self::unpin, "key"_a, Unlocked(), "Let a pinned entry go again.")
       .def(
-          "_resize", [](Self& self, std::int64_t memory) { self.resize(memory_of(memory)); },
+          "resize", [](Self& self, std::int64_t memory) { self.resize(memory_of(memory)); },
           "memory"_a, Unlocked())
-      .def("_snapshot", &snapshot,
-           nb::sig("def _snapshot(self) -> list[tuple[Key, int, float, bool]]"))
-      .def("_stats", &stats, nb::sig("def _stats(self) -> dict[str, int]"))
+      .def("infos", &snapshot, nb::sig("def infos(self) -> list[tuple[Key, int, float, bool]]"))
+      .def("counters", &stats, nb::sig("def counters(self) -> dict[str, int]"))
       .def("reset_stats", &Self::reset_stats, Unlocked(), "Set the counters to zero.")
-      .def("_trace", &Self::trace, "path"_a, "limit"_a, Unlocked());
+      .def("trace", &Self::trace, "path"_a, "limit"_a, Unlocked());
 }
 
 }  // namespace tensorkey::python

@@ -212,7 +212,9 @@ void init_entry(nb::module_& m) {
           [](const EntryTensor& self) { return std::string(to_string(self.parts().dtype)); })
       .def_prop_ro("shape", &shape_of, nb::sig("def shape(self) -> tuple[int, ...]"))
       .def_prop_ro("nbytes", [](const EntryTensor& self) { return self.elements().size(); })
-      .def("__reduce__", [](const EntryTensor&) { refuse_pickle("EntryTensor"); })
+      .def(
+          "__reduce__", [](const EntryTensor&) { refuse_pickle("EntryTensor"); },
+          nb::sig("def __reduce__(self) -> typing.NoReturn"))
       .def("__repr__",
            [](const EntryTensor& self) { return "<EntryTensor " + describe(self.parts()) + ">"; });
 
@@ -233,7 +235,9 @@ void init_entry(nb::module_& m) {
       .def("__len__", [](const SharedEntry& self) { return self.entry->tensor_count(); })
       .def("__getitem__", &tensor_by_number, "index"_a)
       .def("__getitem__", &tensor_by_name, "name"_a)
-      .def("__reduce__", [](const SharedEntry&) { refuse_pickle("Entry"); })
+      .def(
+          "__reduce__", [](const SharedEntry&) { refuse_pickle("Entry"); },
+          nb::sig("def __reduce__(self) -> typing.NoReturn"))
       .def("__repr__", &repr);
 }
 

@@ -62,15 +62,15 @@ class ActivationCache(_core.ActivationCache):
     @property
     def stats(self) -> CacheStats:
         """A snapshot of the counters."""
-        return CacheStats(**self._stats())
+        return CacheStats(**self.counters())
 
     def resize(self, memory: int | str) -> None:
         """Change the bound; evicts down to a smaller one before it returns."""
-        self._resize(parse_bytes(memory))
+        super().resize(parse_bytes(memory))
 
     def snapshot(self) -> list[EntryInfo]:
         """Return what is there now, in no order."""
-        return [EntryInfo(*info) for info in self._snapshot()]
+        return [EntryInfo(*info) for info in self.infos()]
 
     def __iter__(self) -> Iterator[_core.Key]:
         """Iterate over the keys of a snapshot."""
@@ -96,7 +96,7 @@ class ActivationCache(_core.ActivationCache):
         tensorkey.errors.StoreIOError
             The file cannot be opened, or is a link.
         """
-        self._trace("" if path is None else os.fspath(path), parse_bytes(limit))
+        super().trace("" if path is None else os.fspath(path), parse_bytes(limit))
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise errors.Unsupported(

@@ -214,7 +214,7 @@ class CachedLayer(nn.Module):
         """Answer from the cache where possible; run the layer for the rest."""
         reason = transform()
         if reason is None and vars(self)["_monitor"].aside():
-            return vars(self)["inner"](*inputs, **options)
+            return self._run_inner(inputs, options)
         reason = reason or ("keyword arguments" if options else unfit_inputs(inputs))
         if reason is None:
             start = perf_counter()
@@ -233,6 +233,9 @@ class CachedLayer(nn.Module):
     def _run_uncached(self, reason: str, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if not torch.compiler.is_compiling():  # a counter would be a guard of the compiled code
             vars(self)["_monitor"].bypass(reason)
+        return self._run_inner(inputs, options)
+
+    def _run_inner(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         inner = vars(self)["inner"]
         if any(isinstance(tensor, torch.fx.Proxy) for tensor in inputs):
             return inner.forward(*inputs, **options)  # a module that the tracer has no path for
@@ -368,7 +371,7 @@ def tensor(stored: _core.EntryTensor) -> torch.Tensor:
     tensor([3., 3.], dtype=torch.bfloat16)
     """
     dtype: torch.dtype = getattr(torch, stored.dtype)
-    copy = bytearray(stored)
+    copy = bytearray(stored)  # type: ignore[call-overload]  # a buffer, which no stub can say
     flat = torch.frombuffer(copy, dtype=dtype) if copy else torch.empty(0, dtype=dtype)
     return flat.reshape(stored.shape)
 

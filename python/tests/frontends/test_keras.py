@@ -2,6 +2,7 @@
 
 import functools
 import os
+import threading
 
 import pytest
 
@@ -10,6 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 keras = pytest.importorskip("keras")
 np = pytest.importorskip("numpy")
 
+import tensorkey as tk  # noqa: E402
 from tensorkey import errors  # noqa: E402
 from tensorkey.keras import CachedLayer  # noqa: E402
 from tensorkey.testing import check_hits_equal_chunks  # noqa: E402
@@ -500,3 +502,88 @@ def test_options_out_of_range_are_refused():
             CachedLayer(keras.layers.ReLU(), **options)
     with pytest.raises(errors.InvalidArgument, match="expected a Keras layer"):
         CachedLayer(len)
+
+
+# --- The cache behind it.
+
+
+@supported
+def test_layers_share_a_cache_and_never_answers():
+    cache = tk.ActivationCache("4 MiB")
+    two = CachedLayer(keras.layers.Rescaling(2.0), cache=cache)
+    three = CachedLayer(keras.layers.Rescaling(3.0), cache=cache)
+    x = batch(20)
+    for _ in range(3):  # the first call builds
+        assert np.array_equal(array(two(x)), x * 2)
+        assert np.array_equal(array(three(x)), x * 3)
+    assert (two.stats.misses, two.stats.hits) == (20, 20)
+    assert two.cache is cache
+    assert len(cache) == 40
+    two.cache_clear()
+    assert len(cache) == 20
+    two.reset_stats()
+    assert two.stats.lookups == 0
+    with pytest.raises(errors.InvalidArgument, match="expected one of them"):
+        CachedLayer(keras.layers.ReLU(), cache=cache, memory="1 GiB")
+
+
+@supported
+def test_the_config_has_the_options_and_no_cache():
+    cache = tk.ActivationCache("4 MiB")
+    layer = CachedLayer(keras.layers.Rescaling(2.0), cache=cache, codec="bf16", bypass="never")
+    twin = CachedLayer.from_config(layer.get_config())
+    assert twin.cache is not cache
+    assert twin.stats.bound == 4 << 20
+    assert (twin.bypass, twin.stats.codec) == ("never", "bf16")
+    layer.bypass = "always"
+    assert layer.get_config()["bypass"] == "always"
+
+
+@supported
+def test_bypass_and_disabled():
+    layer = keras.layers.Rescaling(2.0)
+    cached = CachedLayer(layer, bypass="always", chunk=1)
+    x = batch(4)
+    for _ in range(3):
+        assert np.array_equal(array(cached(x)), x * 2)
+    assert cached.stats.lookups == 0
+    assert cached.stats.bypasses["bypass='always'"] >= 2
+    cached.bypass = "never"
+    cached(x)
+    with tk.disabled():
+        assert np.array_equal(array(cached(x)), x * 2)
+    cached(x)
+    assert cached.stats.bypasses["tensorkey.disabled()"] == 1
+    assert cached.stats.hits == 4
+    inputs = keras.Input((8,))
+    cached.bypass = "always"
+    model = keras.Model(inputs, cached(inputs))  # a symbolic call goes through the wrapper
+    assert cached in model.layers
+    assert np.array_equal(model.predict(x, verbose=0), x * 2)
+    with pytest.raises(errors.InvalidArgument, match="expected 'auto'"):
+        cached.bypass = "sometimes"
+
+
+@supported
+def test_a_frozen_layer_that_is_stepped_aside_for_runs_as_in_inference():
+    layer = encoder()
+    cached = CachedLayer(layer, bypass="always")
+    x = batch(20)
+    assert same(cached(x, training=True), layer(x, training=False))
+
+
+@supported
+def test_threads_run_a_row_once():
+    cached = CachedLayer(encoder(), bypass="never")
+    x = batch(20)
+    cached(x)
+    cached.cache_clear()
+    cached.reset_stats()
+    threads = [threading.Thread(target=cached, args=(x,)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stats = cached.stats
+    assert (stats.lookups, stats.misses, stats.hits) == (160, 20, 140)
+    assert stats.seconds_frontend > 0
