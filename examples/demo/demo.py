@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from corpus import sample
-from encoder import WIDTH, Texts, in_chunks, load_encoder
+from encoder import CHUNK, WIDTH, Texts, in_chunks, load_encoder
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -70,7 +70,7 @@ class Job:
 
     def cached(self, advance) -> tuple[Row, CachedLayer]:
         """The encoder wrapped, nothing else changed."""
-        layer = CachedLayer(self.encoder, memory="1 GiB")
+        layer = CachedLayer(self.encoder, memory="1 GiB", chunk=CHUNK, bypass="never")
 
         def encode(indices: list[int], length: int | None) -> Tensor:
             with torch.no_grad():

@@ -136,7 +136,7 @@ class Rows:
         """Return the bytes that reading a tensor copies from a device; 0 on the CPU."""
         if not isinstance(tensor, tf.Tensor) or "CPU" in tensor.device:
             return 0
-        return math.prod(tensor.shape) * int(tensor.dtype.size)
+        return int(math.prod(tensor.shape) * tensor.dtype.size)
 
     def gap(self, one: Any, other: Any) -> Gap:
         """Compare outputs row by row, bitwise."""
