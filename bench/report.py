@@ -27,8 +27,23 @@ def cell(value: object) -> str:
     return str(value)
 
 
+def figures_of(title: str, rows: list[dict]) -> list[str]:
+    """One table of a report that counts: a column a contestant."""
+    names = list(rows[0]["figures"])
+    bar = any("bar" in row for row in rows)
+    head = ["", *names, *(["bar"] if bar else [])]
+    lines = [f"**{title}**", "", "|" + "|".join(head) + "|", "|---" * len(head) + "|"]
+    for row in rows:
+        cells = [row["name"], *(f"{row['figures'][name]:.2f}" for name in names)]
+        cells += [f"{row['bar']:.1f}" if "bar" in row else ""] if bar else []
+        lines.append("|" + "|".join(cells) + "|")
+    return [*lines, ""]
+
+
 def table_of(title: str, rows: list[dict]) -> list[str]:
     """One table of a report."""
+    if "figures" in rows[0]:
+        return figures_of(title, rows)
     extra = [key for key in ("official_ns", "libxxhash_ns") if any(key in row for row in rows)]
     head = ["", "ns", *(key.removesuffix("_ns") + ", ns" for key in extra), "ratio", "bar", ""]
     lines = [f"**{title}**", "", "|" + "|".join(head) + "|", "|---" * len(head) + "|"]
@@ -58,7 +73,8 @@ def main() -> None:
         for paragraph in rest.strip().split("\n\n"):
             if not paragraph.startswith("    "):  # how to call the program
                 lines += [paragraph, ""]
-        lines += [f"`{path.stem}`: {machine}, rounds {report['rounds']}.", ""]
+        how = f"{machine}, rounds {report['rounds']}" if machine else f"{report['rounds']} seeds"
+        lines += [f"`{path.stem}`: {how}.", ""]
         for title, rows in report["tables"].items():
             lines += table_of(title, rows)
     page.write_text("\n".join(lines).rstrip() + "\n")

@@ -25,4 +25,5 @@ for question in "${questions[@]}"; do
     esac
   done
 done
-printf '\nresults: build/bench; bench/report.py makes docs/benchmarks.md of them\n'
+printf '\nresults: build/bench; bench/report.py makes docs/benchmarks.md of them, and\n'
+printf 'bench/policy/chart.py docs/hit_ratios.png\n'

@@ -1,7 +1,9 @@
-// The streams of requests that the hit-ratio bench replays. Every key is a random number, other ones
-// for each seed; everything follows from the seed, by arithmetic that is the same on all machines.
+// The streams of requests that the hit-ratio bench replays. Every key is a random number, other
+// ones for each seed; everything follows from the seed, by arithmetic that is the same on all
+// machines.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <numbers>
@@ -25,7 +27,7 @@ class Random {
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return z ^ (z >> 31);
   }
-  std::uint64_t below(std::uint64_t bound) { return next() % bound; }
+  std::size_t below(std::size_t bound) { return static_cast<std::size_t>(next() % bound); }
   double unit() { return static_cast<double>(next() >> 11) * 0x1p-53; }
   double normal() {
     return std::sqrt(-2 * std::log(1 - unit())) * std::cos(2 * std::numbers::pi * unit());
@@ -165,10 +167,63 @@ inline Stream recent(std::uint64_t seed, std::size_t reach, std::size_t requests
   Random random(seed);
   Stream stream;
   for (std::size_t i = 0; i < requests; ++i) {
-    const auto back = static_cast<std::size_t>(
-        std::exp(random.unit() * std::log(static_cast<double>(reach))));
+    const auto back =
+        static_cast<std::size_t>(std::exp(random.unit() * std::log(static_cast<double>(reach))));
     const bool fresh = back > i || random.below(8) == 0;
     stream.push_back({.key = fresh ? random.next() : stream[i - back].key});
+  }
+  return stream;
+}
+
+// Like a block device: hot keys under Zipf, loops of several lengths, scans, and short returns, in
+// spells of some hundreds to thousands of requests.
+inline Stream mixture(std::uint64_t seed, const std::vector<std::size_t>& loops, std::size_t hot,
+                      double exponent, std::size_t requests) {
+  Random random(seed);
+  std::vector<std::vector<std::uint64_t>> keys;
+  for (const std::size_t length : loops) keys.push_back(fresh_keys(length, random));
+  std::vector<std::size_t> at(loops.size());
+  const auto popular = fresh_keys(hot, random);
+  const Zipf zipf(hot, exponent);
+  Stream stream;
+  while (stream.size() < requests) {
+    const std::uint64_t kind = random.below(10);
+    const std::size_t loop = random.below(loops.size());
+    for (std::size_t left = 200 + random.below(3000); left > 0; --left) {
+      std::uint64_t key = random.next();  // of a scan
+      if (kind < 4) {
+        key = popular[zipf.draw(random)];
+      } else if (kind < 8) {
+        key = keys[loop][at[loop]++ % loops[loop]];
+      } else if (kind == 9 && stream.size() > 500) {
+        key = stream[stream.size() - 1 - random.below(500)].key;
+      }
+      stream.push_back({.key = key});
+    }
+  }
+  return stream;
+}
+
+// Like the web: a share of the requests for what nobody asks for again, some for old favourites
+// under Zipf, the rest for objects that were published lately.
+inline Stream newcomers(std::uint64_t seed, double once, std::size_t favourites, double exponent,
+                        std::size_t requests) {
+  Random random(seed);
+  const auto old = fresh_keys(favourites, random);
+  const Zipf zipf(favourites, exponent);
+  std::vector<std::uint64_t> published;
+  Stream stream;
+  while (stream.size() < requests) {
+    const double kind = random.unit();
+    std::uint64_t key = random.next();
+    if (kind > once && kind < once + (1 - once) / 2) {
+      key = old[zipf.draw(random)];
+    } else if (kind > once) {
+      if (published.empty() || random.below(5) == 0) published.push_back(key);
+      const auto age = static_cast<std::size_t>(std::exp(4.5 + 2.2 * random.normal()));
+      key = published[published.size() - 1 - std::min(age, published.size() - 1)];
+    }
+    stream.push_back({.key = key});
   }
   return stream;
 }

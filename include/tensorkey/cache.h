@@ -128,7 +128,7 @@ class TENSORKEY_EXPORT ActivationCache {
   [[nodiscard]] CacheStats stats() const;
   void reset_stats();
 
-  // Appends every access as a line "key size cost time" (docs/trace_format.md) until the file has
+  // Appends every access as a line "key size cost time" (docs/eviction.md) until the file has
   // `limit` bytes. The file is made anew, readable by its owner alone. Throws kIo if it cannot be
   // opened or is a link. An empty path ends the trace.
   void trace(const std::string& path, std::size_t limit = std::size_t{64} << 20);

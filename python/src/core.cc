@@ -18,4 +18,5 @@ NB_MODULE(_core, m) {
   tensorkey::python::init_cache(m);
   tensorkey::python::init_memo(m);
   tensorkey::python::init_monitor(m);
+  tensorkey::python::init_simulate(m);
 }

@@ -13,5 +13,6 @@ void init_entry(nanobind::module_& module);
 void init_cache(nanobind::module_& module);
 void init_memo(nanobind::module_& module);
 void init_monitor(nanobind::module_& module);
+void init_simulate(nanobind::module_& module);
 
 }  // namespace tensorkey::python

@@ -30,6 +30,7 @@ from tensorkey._core import tuple_key as tuple_key
 from tensorkey._core import tuple_row_keys as tuple_row_keys
 from tensorkey._disabled import disabled as disabled
 from tensorkey._method import cached_method as cached_method
+from tensorkey._simulate import simulate as simulate
 from tensorkey._unique import unique as unique
 from tensorkey.mapping import TensorKeyDict as TensorKeyDict
 from tensorkey.mapping import TensorKeySet as TensorKeySet

@@ -86,7 +86,7 @@ class ActivationCache(_core.ActivationCache):
         Parameters
         ----------
         path
-            Made anew, readable by its owner alone; ``docs/trace_format.md`` says what is in it.
+            Made anew, readable by its owner alone; ``docs/eviction.md`` says what is in it.
             None ends the trace.
         limit
             Bytes, or a text such as "64 MiB".

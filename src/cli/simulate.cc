@@ -185,7 +185,7 @@ int main(int argc, char** argv) {
     (options->json ? print_json : print_table)(*options, replays);
     return std::fflush(stdout) == 0 ? 0 : 2;
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
+    std::cerr << error.what() << '\n';
     return 2;
   }
 }

@@ -61,7 +61,6 @@ void GhostTable::put(std::uint64_t hash, double heat, double now) noexcept {
       least = way;
     }
   }
-  // Newest first: among equals the last, which is the oldest, is forgotten.
   bucket.tags[least] = tag;
   bucket.heats[least] = pack(heat);
 }

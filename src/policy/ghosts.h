@@ -1,7 +1,6 @@
 // How often keys that are not resident were asked for: a table of tags, exact but for one chance in
 // some thousands. Four bytes a key, sixteen keys a bucket of one cache line; in a full bucket the
-// least frequent key is forgotten. (A count-min sketch of the same size confuses keys: measured in
-// docs/eviction.md.)
+// least frequent key is forgotten.
 #pragma once
 
 #include <array>

@@ -65,10 +65,12 @@ bool Jury::vote() {
     if (seat.score > seats_[best].score) best = i;
   }
   total_ = total_ * kMemory + cost_;
+  // Young scores are noisy: they are held to the lead that a full memory would ask for.
+  const double total = std::max(total_, cost_ / (1 - kMemory));
   cost_ = 0;
   accesses_ = 0;
   // A little better is as good: changing has its price, and the scores are of a sample.
-  if (seats_[best].score <= seats_[chosen_].score + kLead * total_) return false;
+  if (seats_[best].score <= seats_[chosen_].score + kLead * total) return false;
   chosen_ = best;
   return true;
 }

@@ -264,8 +264,7 @@ void Ranking::evict(std::uint64_t bytes, std::vector<PolicyNode*>& victims) {
 }
 
 std::size_t Ranking::memory() const noexcept {
-  return window_.memory() + main_.memory() + ghosts_.memory() +
-         taken_.capacity() * sizeof(PolicyNode*);
+  return window_.memory() + main_.memory() + ghosts_.memory() + taken_.capacity() * sizeof(void*);
 }
 
 }  // namespace tensorkey::internal

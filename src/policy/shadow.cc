@@ -83,7 +83,7 @@ void Shadow::resize(std::uint64_t capacity) {
 
 std::size_t Shadow::memory() const noexcept {
   return ranking_.memory() + nodes_.size() * sizeof(PolicyNode) +
-         (free_.capacity() + table_.capacity() + victims_.capacity()) * sizeof(PolicyNode*);
+         (free_.capacity() + table_.capacity() + victims_.capacity()) * sizeof(void*);
 }
 
 }  // namespace tensorkey::internal

@@ -23,10 +23,10 @@ constexpr std::size_t kPage = 4096;
 constexpr std::size_t kLeastSlab = std::size_t{4} << 10;
 constexpr std::size_t kLargestSlab = std::size_t{64} << 20;
 constexpr std::size_t kMostSlabs = 4096;
-constexpr std::size_t kFewestSlabs = 128;
-constexpr std::size_t kPlaces =
-    9;                          // with these a slab's header and its rest take an eighth at most
-constexpr unsigned kSteps = 8;  // classes an octave
+constexpr std::size_t kFewestSlabs = 256;
+constexpr std::size_t kSmallCacheSlab = std::size_t{32} << 10;
+constexpr std::size_t kPlaces = 8;  // in a slab, at least
+constexpr unsigned kSteps = 16;     // classes an octave
 
 void* map(std::size_t bytes) {
   void* const memory =
@@ -37,13 +37,19 @@ void* map(std::size_t bytes) {
 
 void unmap(void* memory, std::size_t bytes) noexcept { ::munmap(memory, bytes); }
 
-// Aligned to its size, a power of two.
-std::byte* map_aligned(std::size_t bytes) {
-  auto* const wide = static_cast<std::byte*>(map(2 * bytes));
-  const std::size_t skip = (bytes - reinterpret_cast<std::uintptr_t>(wide) % bytes) % bytes;
+// Aligned to `span`, a power of two. REQUIRES: bytes <= span.
+std::byte* map_aligned(std::size_t bytes, std::size_t span) {
+  auto* const wide = static_cast<std::byte*>(map(bytes + span));
+  const std::size_t skip = (span - reinterpret_cast<std::uintptr_t>(wide) % span) % span;
   if (skip > 0) unmap(wide, skip);
-  unmap(wide + skip + bytes, bytes - skip);
+  unmap(wide + skip + bytes, span - skip);
   return wide + skip;
+}
+
+// The largest size of a class that is not above.
+std::size_t rounded_down(std::size_t bytes) {
+  const std::size_t step = std::bit_floor(bytes - 1) / kSteps;
+  return bytes / step * step;
 }
 
 }  // namespace
@@ -74,8 +80,10 @@ struct Arena::Slab {
 
 Arena::Arena(std::size_t bound)
     : least_slab_(std::clamp(std::bit_floor(bound / kMostSlabs), kLeastSlab, kLargestSlab)),
-      largest_slab_(std::clamp(std::bit_floor(bound / kFewestSlabs), 4 * kLeastSlab, kLargestSlab)),
-      small_(largest_slab_ / kPlaces) {}
+      largest_slab_(std::clamp(std::bit_floor(bound / kFewestSlabs),
+                               std::min(kSmallCacheSlab, std::bit_floor(bound / kPlaces)),
+                               kLargestSlab)),
+      small_(rounded_down(largest_slab_ / (kPlaces + 1))) {}
 
 Arena::~Arena() {
   reclaim();
@@ -99,8 +107,20 @@ std::size_t Arena::class_of(std::size_t size) noexcept {
   return octave * kSteps + (size - 1) / step - kSteps;
 }
 
+std::size_t Arena::slab_span(std::size_t size) const noexcept {
+  return std::clamp(std::bit_ceil((kPlaces + 1) * size), least_slab_, largest_slab_);
+}
+
+std::size_t Arena::slab_places(std::size_t size) const noexcept {
+  const std::size_t span = slab_span(size);
+  std::size_t count = (span - sizeof(Slab)) / size;
+  while (Slab::header(count) + count * size > span) --count;
+  return count;
+}
+
 std::size_t Arena::slab_bytes(std::size_t size) const noexcept {
-  return std::clamp(std::bit_ceil(kPlaces * size), least_slab_, largest_slab_);
+  const std::size_t count = slab_places(size);
+  return (Slab::header(count) + count * size + kPage - 1) / kPage * kPage;
 }
 
 std::size_t Arena::cost(std::size_t size) const noexcept {
@@ -122,9 +142,8 @@ Arena::Slab* Arena::add_slab(std::size_t size) {
   Class& group = classes_[class_of(size)];
   group.slabs.reserve(group.slabs.size() + 1);
   const std::size_t bytes = slab_bytes(size);
-  std::size_t count = (bytes - sizeof(Slab)) / size;
-  while (Slab::header(count) + count * size > bytes) --count;
-  auto* const slab = new (map_aligned(bytes))
+  const std::size_t count = slab_places(size);
+  auto* const slab = new (map_aligned(bytes, slab_span(size)))
       Slab{.size = size, .count = count, .position = group.slabs.size(), .first = 0};
   std::uint64_t* const bits = slab->bits();
   std::fill_n(bits, Slab::words(count), std::uint64_t{0});
@@ -186,8 +205,8 @@ void Arena::free_place(void* memory, std::size_t size) noexcept {
   live_ -= size;
   if (size > small_) return free_large(memory, size);
   const auto address = reinterpret_cast<std::uintptr_t>(memory);
-  const std::size_t bytes = slab_bytes(size);
-  Slab& slab = *reinterpret_cast<Slab*>(address / bytes * bytes);
+  const std::size_t span = slab_span(size);
+  Slab& slab = *reinterpret_cast<Slab*>(address / span * span);
   Class& group = classes_[class_of(size)];
   const auto place =
       static_cast<std::size_t>(static_cast<std::byte*>(memory) - slab.place(0)) / size;
@@ -205,6 +224,7 @@ void Arena::free_place(void* memory, std::size_t size) noexcept {
   group.slabs.back()->position = slab.position;
   std::swap(group.slabs[slab.position], group.slabs.back());
   group.slabs.pop_back();
+  const std::size_t bytes = slab_bytes(size);
   held_ -= bytes;
   ASAN_UNPOISON_MEMORY_REGION(slab.place(0), slab.count * slab.size);
   unmap(&slab, bytes);

@@ -1,6 +1,6 @@
 // The memory of a cache's entries, taken from the system by the slab, so that what the cache
 // answers for is what the process holds: with malloc the resident set of a churning cache was 1.2
-// to 1.9 times its bound. Sizes are rounded up to classes an eighth of an octave apart; a slab
+// to 1.9 times its bound. Sizes are rounded up to classes a sixteenth of an octave apart; a slab
 // holds places of one class and goes back to the system when it is empty (J. Bonwick, "The Slab
 // Allocator", USENIX 1994). What is larger than an eighth of a slab is mapped on its own.
 //
@@ -20,8 +20,8 @@ class Arena {
  public:
   struct Slab;
 
-  // bound: about what the owner will hold at most. A slab takes between 1/4096 of it, so that they
-  // stay few, and 1/128, so that the free places of half full ones do.
+  // bound: about what the owner will hold at most. A slab takes at least 1/4096 of it, so that they
+  // stay few, and at most 1/256 (but 32 KiB), so that the free places of half full ones do.
   explicit Arena(std::size_t bound);
   ~Arena();  // REQUIRES: everything was given back
   Arena(const Arena&) = delete;
@@ -55,7 +55,7 @@ class Arena {
 
  private:
   static constexpr std::size_t kLeast = 256;    // no entry is smaller
-  static constexpr std::size_t kClasses = 128;  // 16 octaves
+  static constexpr std::size_t kClasses = 256;  // 16 octaves
 
   struct Class {
     std::vector<Slab*> slabs;
@@ -69,6 +69,10 @@ class Arena {
   };
 
   [[nodiscard]] static std::size_t class_of(std::size_t size) noexcept;
+  // Of a slab for places of this size: the address space it stands in, a power of two and aligned
+  // to it; the number of places; the bytes that are mapped.
+  [[nodiscard]] std::size_t slab_span(std::size_t size) const noexcept;
+  [[nodiscard]] std::size_t slab_places(std::size_t size) const noexcept;
   [[nodiscard]] std::size_t slab_bytes(std::size_t size) const noexcept;
   Slab* add_slab(std::size_t size);
   void free_place(void* memory, std::size_t size) noexcept;

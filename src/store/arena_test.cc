@@ -14,7 +14,7 @@ namespace {
 
 constexpr std::size_t kMiB = std::size_t{1} << 20;
 
-TEST(Arena, SizesAreRoundedByAnEighthAtMostOrToPages) {
+TEST(Arena, SizesAreRoundedByASixteenthAtMostOrToPages) {
   for (const std::size_t bound : {kMiB / 16, 64 * kMiB, 4096 * kMiB}) {
     const Arena arena(bound);
     std::size_t before = 0;
@@ -24,7 +24,7 @@ TEST(Arena, SizesAreRoundedByAnEighthAtMostOrToPages) {
       ASSERT_GE(size, before);
       ASSERT_EQ(size % 16, 0U);
       ASSERT_EQ(arena.rounded(size), size);
-      ASSERT_TRUE(bytes <= 256 || size <= bytes + bytes / 8 + 16 || size - bytes < 4096) << bytes;
+      ASSERT_TRUE(bytes <= 256 || size <= bytes + bytes / 16 + 16 || size - bytes < 4096) << bytes;
       before = size;
     }
   }

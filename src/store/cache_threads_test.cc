@@ -174,7 +174,7 @@ TEST(CacheThreads, TheBoundHoldsAndValuesAreRight) {
   std::size_t bytes = 0;
   for (const EntryInfo& info : cache.snapshot()) bytes += info.bytes;
   EXPECT_GE(stats.bytes, stats.metadata + bytes);
-  EXPECT_GT(stats.metadata + bytes, kBound / 2);
+  EXPECT_GT(stats.metadata + bytes, kBound / 3);  // many sizes in few slabs
 }
 
 TEST(CacheThreads, ResizingWhileOthersReadAndWrite) {

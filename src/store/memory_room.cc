@@ -38,10 +38,13 @@ Block* MemoryTier::reserve(const Key& key, std::size_t bytes, double seconds) {
   if (trace_.on()) [[unlikely]]
     trace_.write(request);
 
+  // What must go for it: nothing while there is a free place. That it then has one of its own size
+  // is what the policy can give; make_room() sees to the rest.
   std::uint64_t excess = kNeverFits;
   if (fixed < bound_ && size <= bound_ - fixed) {
+    while (!fits(size, growth) && (arena_->trim() || compact())) collect();
     const std::size_t wanted = metadata_ + growth + arena_->live() + size;
-    excess = wanted > bound_ ? wanted - bound_ : 0;
+    excess = fits(size, growth) ? 0 : std::max(size, wanted > bound_ ? wanted - bound_ : 0);
   }
   if (!policy_.admit(request, excess, victims_)) return nullptr;
   evict_victims();

@@ -1,5 +1,5 @@
 // The access trace: one line an access, "key size cost time", for tensorkey-simulate
-// (docs/trace_format.md). Thread-safe; costs one relaxed load while it is off.
+// (docs/eviction.md). Thread-safe; costs one relaxed load while it is off.
 #pragma once
 
 #include <atomic>
