@@ -60,8 +60,7 @@ EntryPtr compute(const Key& key, const nb::callable& function) {
     const BorrowedValue borrowed(value, "ActivationCache.get_or_compute");
     return make_entry(borrowed.parts(key, took.count()));
   } catch (nb::python_error& error) {
-    const PythonFailure failure(error);
-    if (failure.is_exception()) throw failure;
+    if (PythonFailure(error).is_exception()) throw PythonFailure(error);
     throw Abandoned(error);
   }
 }
