@@ -145,11 +145,22 @@ EntryPtr ActivationCache::get_or_compute(const Key& key, const std::function<Ent
   }
 }
 
-bool ActivationCache::remove(const Key& key) { return impl_->memory.remove(key); }
+bool ActivationCache::remove(const Key& key) {
+  const bool there = impl_->memory.remove(key);
+  impl_->flights.detach(key);
+  return there;
+}
 
-std::size_t ActivationCache::purge(std::uint64_t scope) { return impl_->memory.purge(scope); }
+std::size_t ActivationCache::purge(std::uint64_t scope) {
+  const std::size_t count = impl_->memory.purge(scope);
+  impl_->flights.detach_all();
+  return count;
+}
 
-void ActivationCache::clear() { impl_->memory.clear(); }
+void ActivationCache::clear() {
+  impl_->memory.clear();
+  impl_->flights.detach_all();
+}
 
 bool ActivationCache::pin(const Key& key) { return impl_->memory.pin(key, true); }
 

@@ -67,6 +67,16 @@ void Flights::give_up(const FlightPtr& flight) noexcept {
   end(flight, State::kGaveUp, nullptr, nullptr);
 }
 
+void Flights::detach(const Key& key) {
+  const std::lock_guard lock(mutex_);
+  flights_.erase(key);
+}
+
+void Flights::detach_all() {
+  const std::lock_guard lock(mutex_);
+  flights_.clear();
+}
+
 // Whether the leader waits for a flight whose leader waits ... for a flight of this thread. Each
 // thread waits for one flight, so this is a walk along a list, and it ends: the list had no circle
 // before.

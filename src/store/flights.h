@@ -61,6 +61,11 @@ class Flights {
   void fail(const FlightPtr& flight, std::exception_ptr error);
   void give_up(const FlightPtr& flight) noexcept;
 
+  // What was removed from the cache must not be found in the air: who claims the key from now on
+  // leads a flight of his own. The one under way ends as it would, for those who wait for it.
+  void detach(const Key& key);
+  void detach_all();
+
   // Throws what fail() was given.
   [[nodiscard]] Result wait(const FlightPtr& flight, const Deadline& deadline);
 
