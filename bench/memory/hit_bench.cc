@@ -118,8 +118,8 @@ double quantile(std::vector<double> values, double share) {
   return values[static_cast<std::size_t>(share * static_cast<double>(values.size() - 1))];
 }
 
-void print_row(const char* separator, const char* name, const std::vector<double>& ns, const std::vector<double>& ratios,
-               const char* more) {
+void print_row(const char* separator, const char* name, const std::vector<double>& ns,
+               const std::vector<double>& ratios, const char* more) {
   std::printf("%s\n  {\"name\": \"%s\", \"ns\": %.1f, \"ratio\": %.3f, ", separator, name,
               quantile(ns, 0.5), quantile(ratios, 0.5));
   std::printf("\"quartiles\": [%.3f, %.3f]%s}", quantile(ratios, 0.25), quantile(ratios, 0.75),
