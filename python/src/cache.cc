@@ -60,8 +60,7 @@ EntryPtr compute(const Key& key, const nb::callable& function) {
     const BorrowedValue borrowed(value, "ActivationCache.get_or_compute");
     return make_entry(borrowed.parts(key, took.count()));
   } catch (nb::python_error& error) {
-    const PythonFailure failure(error);
-    if (failure.is_exception()) throw failure;
+    if (PythonFailure(error).is_exception()) throw PythonFailure(error);
     throw Abandoned(error);
   }
 }
@@ -93,7 +92,7 @@ nb::bytes dump(ActivationCache& cache, const Key& key, nb::handle secret) {
     throw Error(ErrorCode::kNotFound, "[ActivationCache.dump] " + key.hex() + " is not there");
   }
   const std::size_t size = encoded_size(*entry, options.secret.has_value());
-  const auto result =
+  auto result =
       nb::steal<nb::bytes>(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
   if (!result.is_valid()) throw nb::python_error();
   auto* out = reinterpret_cast<std::byte*>(PyBytes_AS_STRING(result.ptr()));

@@ -17,7 +17,6 @@ stores nothing. A failure of the cache is counted and the layer runs without it.
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Sequence
 from time import perf_counter
@@ -31,21 +30,13 @@ from tensorkey._encoding import plain
 from tensorkey._fingerprint import Fingerprint, Reading, State
 from tensorkey._fork import renew_after_fork
 from tensorkey._options import Options
+from tensorkey._plan import Plan, Run
 from tensorkey._probe import MAX_ROWS, Inputs, Verdict, probe
 from tensorkey._stats import LayerStats
 
 UNPROVEN = "unproven: probe=False"
 MAX_PLANS = 64
 MAX_SCOPES = 1 << 16
-
-
-@dataclasses.dataclass
-class Plan:
-    """How a layer of one structure runs in one environment."""
-
-    verdict: Verdict
-    unsuited: str | None = None
-    place: Any = None
 
 
 class Engine:
@@ -142,7 +133,7 @@ class Engine:
         if plan.verdict.refused:
             self._refuse(plan.verdict)
         with self._lookup(inputs, plan.verdict.chunk, environment, state) as batch:
-            run = _Run(batch.rows)
+            run = Run(batch.rows)
             self._answer(plan, batch, inputs, run)
             try:
                 output = self._backend.assemble(batch, plan.place)
@@ -156,7 +147,7 @@ class Engine:
         self.monitor.observe(self._memo, run.rows, hits, run.run, run.seconds, seconds, layer)
         return output
 
-    def _answer(self, plan: Plan, batch: _core.MemoBatch, inputs: Inputs, run: _Run) -> None:
+    def _answer(self, plan: Plan, batch: _core.MemoBatch, inputs: Inputs, run: Run) -> None:
         """Run what is missing, until all rows are known."""
         while True:
             if missing := batch.missing:
@@ -177,7 +168,7 @@ class Engine:
     def _count(self, error: Exception) -> None:
         self.monitor.error(type(error).__name__)
 
-    def _count_host_copies(self, inputs: Inputs, reading: Reading, run: _Run) -> None:
+    def _count_host_copies(self, inputs: Inputs, reading: Reading, run: Run) -> None:
         copied = sum(self._backend.device_bytes(tensor) for tensor in inputs)
         if copied or run.device_bytes:
             weights = sum(self._backend.device_bytes(tensor) for tensor in reading.tensors)
@@ -222,7 +213,7 @@ class Engine:
         batch: _core.MemoBatch,
         missing: Sequence[int],
         inputs: Inputs,
-        run: _Run,
+        run: Run,
     ) -> None:
         """Run the missing rows; all of them before any is stored."""
         chunk = plan.verdict.chunk
@@ -340,19 +331,3 @@ class Engine:
             assumptions=list(self._assumptions),
             cache=self.cache.stats,
         )
-
-
-@dataclasses.dataclass
-class _Run:
-    """What answering one batch took."""
-
-    rows: int
-    misses: int = 0
-    run: int = 0
-    """Rows, padding included."""
-    seconds: float = 0.0
-    """Of the layer."""
-    waited: float = 0.0
-    """For other threads."""
-    device_bytes: int = 0
-    """Of outputs that were copied to the host."""
