@@ -6,9 +6,9 @@
 #include <nanobind/stl/vector.h>
 
 #include <cerrno>
-#include <cstring>
 #include <fstream>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include <tensorkey/error.h>
@@ -27,7 +27,8 @@ std::vector<Replay> replay(const std::string& path, std::uint64_t capacity,
   const nb::gil_scoped_release release;
   std::ifstream file(path);
   if (!file) {
-    throw Error(ErrorCode::kIo, "[simulate] " + path + " cannot be read: " + std::strerror(errno));
+    const std::string reason = std::generic_category().message(errno);
+    throw Error(ErrorCode::kIo, "[simulate] " + path + " cannot be read: " + reason);
   }
   const std::vector<Access> trace = read_trace(file);
   std::vector<Replay> replays;

@@ -12,7 +12,7 @@ from tensorkey._sizes import parse_bytes
 def simulate(
     trace: str | os.PathLike[str], memory: int | str, policies: Sequence[str] | None = None
 ) -> list[_core.Replay]:
-    """Replay a trace through eviction policies: what would another bound have kept?
+    r"""Replay a trace through eviction policies: what would another bound have kept?
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def simulate(
     --------
     >>> import pathlib, tempfile
     >>> trace = pathlib.Path(tempfile.mkdtemp()) / "trace"
-    >>> _ = trace.write_text("a 100\\nb 100\\na 100\\n")
+    >>> _ = trace.write_text("a 100\nb 100\na 100\n")
     >>> [replay.hits for replay in simulate(trace, 200, ["tensorkey", "lru"])]
     [1, 1]
     """

@@ -46,9 +46,14 @@ std::byte* map_aligned(std::size_t bytes, std::size_t span) {
   return wide + skip;
 }
 
+// Between the sizes of the octave in which bytes lies.
+std::size_t step_of(std::size_t bytes) {
+  return std::max<std::size_t>(1, std::bit_floor(bytes - 1) / kSteps);
+}
+
 // The largest size of a class that is not above.
 std::size_t rounded_down(std::size_t bytes) {
-  const std::size_t step = std::bit_floor(bytes - 1) / kSteps;
+  const std::size_t step = step_of(bytes);
   return bytes / step * step;
 }
 
@@ -94,7 +99,7 @@ Arena::~Arena() {
 std::size_t Arena::rounded(std::size_t bytes) const {
   bytes = std::max(bytes, kLeast);
   if (bytes > std::numeric_limits<std::size_t>::max() / 2) throw std::bad_alloc();
-  const std::size_t step = std::bit_floor(bytes - 1) / kSteps;
+  const std::size_t step = step_of(bytes);
   const std::size_t size = (bytes + step - 1) / step * step;
   if (size <= small_) return size;
   return (bytes + kPage - 1) / kPage * kPage;
@@ -103,8 +108,7 @@ std::size_t Arena::rounded(std::size_t bytes) const {
 // The sizes are step * (8 + 1 ... 8), step a power of two.
 std::size_t Arena::class_of(std::size_t size) noexcept {
   const auto octave = static_cast<std::size_t>(std::bit_width((size - 1) / kLeast));
-  const std::size_t step = std::bit_floor(size - 1) / kSteps;
-  return octave * kSteps + (size - 1) / step - kSteps;
+  return octave * kSteps + (size - 1) / step_of(size) - kSteps;
 }
 
 std::size_t Arena::slab_span(std::size_t size) const noexcept {

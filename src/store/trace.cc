@@ -7,8 +7,8 @@
 
 #include <array>
 #include <cinttypes>
-#include <cstring>
 #include <mutex>
+#include <system_error>
 
 namespace tensorkey::internal {
 
@@ -24,8 +24,8 @@ void Trace::open(const std::string& path, std::size_t limit) {
     const int descriptor =
         ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (descriptor < 0) {
-      throw Error(ErrorCode::kIo, "[ActivationCache::trace] " + path +
-                                      " cannot be opened: " + std::strerror(errno));
+      throw Error(ErrorCode::kIo, "[ActivationCache::trace] " + path + " cannot be opened: " +
+                                      std::generic_category().message(errno));
     }
     file.reset(::fdopen(descriptor, "w"));
     if (file == nullptr) {
