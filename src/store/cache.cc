@@ -129,13 +129,13 @@ EntryPtr ActivationCache::get_or_compute(const Key& key, const std::function<Ent
     }
     memory.count_misses({&key, 1}, {});
     try {
-      EntryPtr computed = compute();
+      const EntryPtr computed = compute();
       if (!computed || computed->key() != key) {
         invalid("::get_or_compute] the computation returned " +
                 std::string(computed ? "an entry with another key" : "null") +
                 "; expected an entry with the key that was asked for");
       }
-      EntryPtr stored = memory.insert(std::move(computed), scope);
+      EntryPtr stored = memory.insert(computed, scope);
       lead.land(stored);
       return stored;
     } catch (...) {

@@ -24,6 +24,7 @@
 
 namespace tensorkey::internal {
 
+// NOLINTNEXTLINE(clang-analyzer-optin.performance.Padding): the members are in the order of use
 class MemoryTier {
  public:
   explicit MemoryTier(const CacheOptions& options);

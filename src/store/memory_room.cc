@@ -178,7 +178,7 @@ void MemoryTier::learn() {
 
 void MemoryTier::count_metadata() {
   metadata_ = sizeof(*this) + sizeof(Arena) + table_.bytes() + policy_.memory() +
-              limbo_.capacity() * sizeof(Retired) + victims_.capacity() * sizeof(PolicyNode*) +
+              limbo_.capacity() * sizeof(Retired) + victims_.capacity() * sizeof(void*) +
               places_.capacity() * sizeof(void*);
   for (const Retired& retired : limbo_) {
     if (retired.slots != nullptr) metadata_ += EntryTable::bytes(*retired.slots);

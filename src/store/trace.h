@@ -26,7 +26,7 @@ class Trace {
 
  private:
   struct Close {
-    void operator()(std::FILE* file) const noexcept { std::fclose(file); }
+    void operator()(std::FILE* file) const noexcept { static_cast<void>(std::fclose(file)); }
   };
 
   std::atomic<bool> on_{false};
