@@ -250,7 +250,7 @@ std::size_t count_failures(ActivationCache& cache, std::size_t words, Room room,
 
 TEST(LinearizabilityThreads, EveryKeyHasAnOrderThatExplainsAllAnswers) {
   ActivationCache cache({.memory = std::size_t{1} << 20});
-  EXPECT_EQ(count_failures(cache, 1, Room::kForAll, 1500), 0U);
+  EXPECT_EQ(count_failures(cache, 1, Room::kForAll, 1200), 0U);
   EXPECT_EQ(cache.stats().evictions, 0U);
   EXPECT_GT(cache.stats().hits, 0U);
 }
@@ -258,7 +258,7 @@ TEST(LinearizabilityThreads, EveryKeyHasAnOrderThatExplainsAllAnswers) {
 TEST(LinearizabilityThreads, SoItDoesWhereEntriesAreEvicted) {
   constexpr std::size_t kWords = 3000;  // three entries fit
   ActivationCache cache({.memory = std::size_t{96} << 10});
-  EXPECT_EQ(count_failures(cache, kWords, Room::kForSome, 250), 0U);
+  EXPECT_EQ(count_failures(cache, kWords, Room::kForSome, 200), 0U);
   EXPECT_GT(cache.stats().evictions, 300U);
   EXPECT_GT(cache.stats().rejections, 100U);
   EXPECT_GT(cache.stats().hits, 300U);
