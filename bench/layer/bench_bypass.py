@@ -7,7 +7,7 @@ most 1 us more than the bare module. Every answer is compared with the layer's o
 with the chunks while in the cache, and to rounding once a batch runs as a whole. A ratio is their
 time over that of the cached layer; the bar is the least that is wanted.
 
-    python bench/layer/bench_bypass.py [--seconds 20] > bypass.json
+    python bench/layer/bench_bypass.py [--seconds 8] > bypass.json
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def bypassed(rounds: int) -> list[Row]:
 def main() -> None:
     """Print JSON and tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--rounds", type=int, default=201)
     arguments = parser.parse_args()
     torch.manual_seed(0)
