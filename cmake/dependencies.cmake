@@ -22,6 +22,15 @@ endif()
 set(THREADS_PREFER_PTHREAD_FLAG ON)
 find_package(Threads REQUIRED)
 
+# 3.37 has extended codes from opening and a full set of switches against hostile files.
+list(PREPEND CMAKE_MODULE_PATH ${CMAKE_CURRENT_LIST_DIR})
+find_package(SQLiteArchive 3.37 QUIET)
+list(POP_FRONT CMAKE_MODULE_PATH)
+if(NOT SQLiteArchive_FOUND)
+  message(FATAL_ERROR
+    "libsqlite3.a, 3.37 or newer, was not found; on Debian: apt-get install libsqlite3-dev")
+endif()
+
 if(TENSORKEY_TESTS)
   find_package(GTest)
   if(NOT GTest_FOUND)

@@ -18,5 +18,6 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/tensorkey-config-version.
 install(FILES
   ${PROJECT_BINARY_DIR}/tensorkey-config.cmake
   ${PROJECT_BINARY_DIR}/tensorkey-config-version.cmake
+  ${PROJECT_SOURCE_DIR}/cmake/FindSQLiteArchive.cmake
   DESTINATION ${package_dir})
 install(FILES LICENSE THIRD_PARTY_NOTICES.md DESTINATION ${CMAKE_INSTALL_DOCDIR})

@@ -78,7 +78,7 @@ system_packages() {
   need_tool cmake cmake
   need_tool ninja-build ninja
   need_tool ccache ccache
-  need_packages libxxhash-dev libhwy-dev libzstd-dev libgtest-dev libbenchmark-dev
+  need_packages libxxhash-dev libhwy-dev libzstd-dev libsqlite3-dev libgtest-dev libbenchmark-dev
   for name in "$@"; do
     case $name in
       demo | test | bench) need_packages wordnet-base ;;&

@@ -37,7 +37,7 @@ INCLUDE = re.compile(r'\s*#\s*include\s*([<"])([^>"]+)[>"]')
 # Headers of a framework or an interpreter; and the third parties, each at home in one layer
 # (a test may use them as a reference).
 FRAMEWORK_HEADER = re.compile(r"(Python\.h|nanobind/|torch/|ATen/|c10/|numpy/|tensorflow/|xla/).*")
-THIRD_PARTY_HOME = {"xxhash.h": "digest", "hwy/": "digest", "zstd.h": "store"}
+THIRD_PARTY_HOME = {"xxhash.h": "digest", "hwy/": "digest", "zstd.h": "store", "sqlite3.h": "store"}
 
 FRAMEWORKS = {"numpy", "torch", "tensorflow", "keras", "jax", "jaxlib", "ml_dtypes"}
 BRINGS_NUMPY = {"tensorflow", "keras", "jax"}  # they do not work without it

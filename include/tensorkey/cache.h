@@ -13,10 +13,12 @@
 // of other threads are gone there, and whoever needs their keys computes them.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
@@ -30,14 +32,46 @@
 
 namespace tensorkey {
 
-namespace internal {
-class MemoryTier;
-class Flights;
-}  // namespace internal
-
 struct CacheOptions {
-  std::size_t memory = std::size_t{1} << 30;  // bytes; at least 64 KiB
+  std::size_t memory = std::size_t{1} << 30;  // bytes; at least 64 KiB, or 0: no memory tier
   double ttl = 0;                             // seconds that an entry lives; 0: for ever
+
+  // A directory that keeps entries over runs and shares them with other processes; empty: none.
+  std::string disk = {};
+  std::uint64_t disk_limit = 0;  // bytes, at least 4 MiB; 0: what the directory says, or 10 GiB
+  std::size_t index_limit = std::size_t{256} << 20;  // bytes of memory for what is on disk where
+  unsigned mode = 0;           // of the directory: 0 for its owner alone; 0770 for a team
+  bool allow_network = false;  // also where SQLite is known to lose: see docs/sharing.md
+  double lease_timeout = -1;   // seconds to wait for what another process computes; negative: as
+                               // long as computing it would take, at most 0.5
+  std::string pack = {};       // a file that pack() wrote, read beside the others; empty: none
+  // 32 bytes: entries outside of the process are under a MAC that only their holders can make.
+  std::optional<std::array<std::uint8_t, 32>> secret = std::nullopt;
+};
+
+// Of a tier below memory: the directory, or a pack.
+struct DiskStats {
+  std::string state = {};         // "" while all is well; "read-only", or why it cannot be used now
+  std::uint64_t bound = 0;        // bytes of disk
+  std::uint64_t bytes = 0;        // of them taken, the index and preallocated room included
+  std::uint64_t entries = 0;      // of all processes
+  std::uint64_t index_bound = 0;  // bytes of memory that the copy of the index may take
+  std::uint64_t index_bytes = 0;
+  std::uint64_t hits = 0;
+  std::uint64_t misses = 0;
+  std::uint64_t insertions = 0;      // entries written
+  std::uint64_t inserted_bytes = 0;  // of them
+  std::uint64_t written_bytes = 0;   // with what was written again so as to keep it
+  std::uint64_t rejections = 0;      // not worth what would have to go for it
+  std::uint64_t dropped = 0;  // accepted, but not written: queue full, disk full, store locked
+  std::uint64_t evictions = 0;
+  std::uint64_t corrupt = 0;  // records that were not whole: misses
+  std::uint64_t stale = 0;    // records that were gone when they were to be read: misses
+  std::uint64_t expired = 0;
+  std::uint64_t errors = 0;       // calls of the system or of SQLite that failed
+  std::uint64_t lease_waits = 0;  // keys that another process was computing
+  std::uint64_t lease_timeouts = 0;
+  std::uint64_t rebuilds = 0;  // of a damaged index
 };
 
 // One consistent snapshot; hits + misses() == lookups().
@@ -54,10 +88,13 @@ struct CacheStats {
   std::uint64_t insertions = 0;
   std::uint64_t evictions = 0;
   std::uint64_t expirations = 0;
-  std::uint64_t rejections = 0;  // computed, but not worth or not fitting the room: not stored
-  std::uint64_t corrupt = 0;     // encoded entries that load() refused
-  std::uint64_t waits = 0;       // of the hits, those that another thread was computing
-  std::uint64_t distinct = 0;    // keys ever asked for, estimated (HyperLogLog, about 1.6 %)
+  std::uint64_t rejections = 0;   // computed, but not worth or not fitting the room: not stored
+  std::uint64_t corrupt = 0;      // encoded entries that load() refused
+  std::uint64_t waits = 0;        // of the hits, those that another thread was computing
+  std::uint64_t stored_hits = 0;  // of the hits, those that came from disk or a pack
+  std::uint64_t distinct = 0;     // keys ever asked for, estimated (HyperLogLog, about 1.6 %)
+  std::optional<DiskStats> disk = std::nullopt;
+  std::optional<DiskStats> pack = std::nullopt;
 
   [[nodiscard]] std::uint64_t misses() const noexcept {
     return misses_new + misses_evicted + misses_expired;
@@ -79,7 +116,9 @@ TENSORKEY_EXPORT std::uint64_t scope_id(std::string_view scope);
 
 class TENSORKEY_EXPORT ActivationCache {
  public:
-  // Throws kInvalidArgument for a bound below 64 KiB or a ttl that is negative or not finite.
+  // Throws kInvalidArgument for options out of range; kUnavailable, with the remedy, for
+  // a directory that is refused or can neither be read nor made, and for a pack that cannot be
+  // read; kCorruption for a file that is no pack.
   explicit ActivationCache(const CacheOptions& options = {});
   ~ActivationCache();
   ActivationCache(const ActivationCache&) = delete;
@@ -93,6 +132,8 @@ class TENSORKEY_EXPORT ActivationCache {
   // cheapest hit, no reference is taken.
   bool read(const Key& key, std::span<std::byte> out);
 
+  // Whether there is a tier below memory, so that calls may wait for a disk.
+  [[nodiscard]] bool has_store() const noexcept;
   // Neither counted nor seen by the policy.
   [[nodiscard]] bool contains(const Key& key) const;
 
@@ -123,7 +164,17 @@ class TENSORKEY_EXPORT ActivationCache {
   // Evicts down to a smaller bound before it returns; what callers hold goes when they let go.
   void resize(std::size_t memory);
 
-  // What is there now, in no order.
+  // Whether all that was inserted is on disk, or was dropped, after at most `seconds`. A destructor
+  // waits for it, too.
+  bool flush(double seconds = std::numeric_limits<double>::infinity());
+  // Looks now at what other processes have written, instead of within some milliseconds.
+  void refresh();
+  // Writes the entries of a scope, or all of them, into one sealed file that CacheOptions::pack
+  // reads anywhere; returns their number. The file is made anew, readable by its owner alone.
+  // Throws kExhausted and kIo; the file is then as it was.
+  std::size_t pack(const std::string& path, std::optional<std::uint64_t> scope = std::nullopt);
+
+  // What is in memory now, in no order.
   [[nodiscard]] std::vector<EntryInfo> snapshot() const;
   [[nodiscard]] CacheStats stats() const;
   void reset_stats();

@@ -20,8 +20,11 @@ enum class ErrorCode : std::uint8_t {
   kUnsupported,          // a type, dtype or device that has no key: Python Unsupported, a TypeError
   kNotFound,             // only at() and d[k]: Python MissingKey, a KeyError
   kIo,                   // a file or device refuses: Python StoreIOError, an OSError
-  kCorruption,  // stored bytes that are no whole entry: Python CorruptEntry, a RuntimeError
-  kInternal,    // a broken invariant of the library: Python InternalError, a RuntimeError
+  kCorruption,   // stored bytes that are no whole entry: Python CorruptEntry, a RuntimeError
+  kInternal,     // a broken invariant of the library: Python InternalError, a RuntimeError
+  kUnavailable,  // a store that is refused, gone or locked: Python StoreUnavailable, a
+                 // ConnectionError
+  kExhausted,    // a full disk or bound: Python StoreFull, an OSError
 };
 
 // "invalid_argument" and so on: stable names for logs.

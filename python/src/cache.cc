@@ -7,6 +7,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <optional>
@@ -22,6 +23,7 @@
 #include "failure.h"
 #include "module.h"
 #include "options.h"
+#include "writable.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -35,17 +37,93 @@ std::uint64_t scope_of(nb::handle scope, const char* where) {
 
 std::size_t memory_of(std::int64_t memory) { return memory < 0 ? 0 : std::size_t(memory); }
 
+// Below memory a call may wait for a disk or for another process.
+using MaybeRelease = std::optional<nb::gil_scoped_release>;
+void release_for_store(const ActivationCache& cache, MaybeRelease& release) {
+  if (cache.has_store()) release.emplace();
+}
+
+void make(ActivationCache* self, std::int64_t memory, double ttl, std::string disk,
+          std::uint64_t disk_limit, std::size_t index_limit, unsigned mode, bool allow_network,
+          double lease_timeout, std::string pack, nb::handle secret) {
+  CacheOptions options{.memory = memory_of(memory),
+                       .ttl = ttl,
+                       .disk = std::move(disk),
+                       .disk_limit = disk_limit,
+                       .index_limit = index_limit,
+                       .mode = mode,
+                       .allow_network = allow_network,
+                       .lease_timeout = lease_timeout,
+                       .pack = std::move(pack)};
+  const KeyOptions keyed = key_options(nb::bytes("", 0), secret, false, "ActivationCache");
+  if (keyed.secret) std::ranges::copy(*keyed.secret, options.secret.emplace().begin());
+  const nb::gil_scoped_release release;
+  new (self) ActivationCache(options);
+}
+
 std::optional<SharedEntry> get(ActivationCache& cache, const Key& key) {
-  EntryPtr entry = cache.find(key);
+  EntryPtr entry;
+  {
+    MaybeRelease release;
+    release_for_store(cache, release);
+    entry = cache.find(key);
+  }
   if (!entry) return std::nullopt;
   return SharedEntry{std::move(entry)};
+}
+
+nb::list get_many(ActivationCache& cache, const std::vector<Key>& keys) {
+  std::vector<EntryPtr> entries(keys.size());
+  {
+    MaybeRelease release;
+    release_for_store(cache, release);
+    cache.find(keys, entries);
+  }
+  nb::list result;
+  for (EntryPtr& entry : entries) {
+    if (entry) {
+      result.append(SharedEntry{std::move(entry)});
+    } else {
+      result.append(nb::none());
+    }
+  }
+  return result;
+}
+
+bool read(ActivationCache& cache, const Key& key, nb::handle destination) {
+  const Writable out(destination);
+  MaybeRelease release;
+  release_for_store(cache, release);
+  return cache.read(key, out.bytes());
+}
+
+// In slices, so that Ctrl-C ends it.
+bool flush(ActivationCache& cache, std::optional<double> timeout) {
+  using Clock = std::chrono::steady_clock;
+  constexpr double kSlice = 0.1;
+  const Clock::time_point start = Clock::now();
+  const nb::gil_scoped_release release;
+  for (;;) {
+    const std::chrono::duration<double> past = Clock::now() - start;
+    const double left = timeout ? *timeout - past.count() : kSlice;
+    if (cache.flush(std::clamp(left, 0.0, kSlice))) return true;
+    if (left <= 0) return false;
+    check_signals();
+  }
+}
+
+std::size_t pack(ActivationCache& cache, const std::string& path, nb::handle scope) {
+  std::optional<std::uint64_t> id;
+  if (!scope.is_none()) id = scope_of(scope, "ActivationCache.pack");
+  const nb::gil_scoped_release release;
+  return cache.pack(path, id);
 }
 
 bool put(ActivationCache& cache, const Key& key, nb::handle value, double seconds,
          nb::handle scope) {
   const std::uint64_t id = scope_of(scope, "ActivationCache.put");
   const BorrowedValue borrowed(value, "ActivationCache.put");
-  const MaybeReleaseGil release(borrowed.bytes());
+  const MaybeReleaseGil release(cache.has_store() ? kReleaseGilBytes : borrowed.bytes());
   return static_cast<bool>(cache.insert(borrowed.parts(key, seconds), id));
 }
 
@@ -117,8 +195,41 @@ nb::list snapshot(const ActivationCache& cache) {
   return entries;
 }
 
+nb::object to_dict(const std::optional<DiskStats>& stats) {
+  if (!stats) return nb::none();
+  nb::dict result;
+  result["state"] = stats->state;
+  result["bound"] = stats->bound;
+  result["bytes"] = stats->bytes;
+  result["entries"] = stats->entries;
+  result["index_bound"] = stats->index_bound;
+  result["index_bytes"] = stats->index_bytes;
+  result["hits"] = stats->hits;
+  result["misses"] = stats->misses;
+  result["insertions"] = stats->insertions;
+  result["inserted_bytes"] = stats->inserted_bytes;
+  result["written_bytes"] = stats->written_bytes;
+  result["rejections"] = stats->rejections;
+  result["dropped"] = stats->dropped;
+  result["evictions"] = stats->evictions;
+  result["corrupt"] = stats->corrupt;
+  result["stale"] = stats->stale;
+  result["expired"] = stats->expired;
+  result["errors"] = stats->errors;
+  result["lease_waits"] = stats->lease_waits;
+  result["lease_timeouts"] = stats->lease_timeouts;
+  result["rebuilds"] = stats->rebuilds;
+  return result;
+}
+
+CacheStats unlocked_stats(const ActivationCache& cache) {
+  MaybeRelease release;
+  release_for_store(cache, release);
+  return cache.stats();
+}
+
 nb::dict stats(const ActivationCache& cache) {
-  const CacheStats stats = cache.stats();
+  const CacheStats stats = unlocked_stats(cache);
   nb::dict result;
   result["bound"] = stats.bound;
   result["bytes"] = stats.bytes;
@@ -135,7 +246,10 @@ nb::dict stats(const ActivationCache& cache) {
   result["rejections"] = stats.rejections;
   result["corrupt"] = stats.corrupt;
   result["waits"] = stats.waits;
+  result["stored_hits"] = stats.stored_hits;
   result["distinct"] = stats.distinct;
+  result["disk"] = to_dict(stats.disk);
+  result["pack"] = to_dict(stats.pack);
   return result;
 }
 
@@ -145,14 +259,20 @@ void init_cache(nb::module_& m) {
   using Self = ActivationCache;
   using Unlocked = nb::call_guard<nb::gil_scoped_release>;
   nb::class_<Self>(m, "ActivationCache", "What tensorkey.ActivationCache is made of.")
-      .def(
-          "__init__",
-          [](Self* self, std::int64_t memory, double ttl) {
-            new (self) Self({.memory = memory_of(memory), .ttl = ttl});
-          },
-          "memory"_a, "ttl"_a)
+      .def("__init__", &make, "memory"_a, "ttl"_a, "disk"_a, "disk_limit"_a, "index_limit"_a,
+           "mode"_a, "allow_network"_a, "lease_timeout"_a, "pack"_a, "secret"_a.none())
       .def("get", &get, "key"_a,
            "Return the entry under a key, or None. It counts as a hit or a miss.")
+      .def("get_many", &get_many, "keys"_a,
+           nb::sig("def get_many(self, keys: collections.abc.Sequence[Key]) -> "
+                   "list[Entry | None]"),
+           "Return the entries under several keys, None where there is none: one call for a batch\n"
+           "takes a fraction of what a call a key does, of what is on disk above all.")
+      .def("read", &read, "key"_a, "destination"_a,
+           nb::sig("def read(self, key: Key, destination: collections.abc.Buffer) -> bool"),
+           "Copy the values of the first tensor into a writable, C-contiguous buffer.\n\n"
+           "False if there is no such entry, or if its values are of another size or compressed;\n"
+           "`destination` may have been written to then. From disk no copy is made in between.")
       .def("put", &put, "key"_a, "value"_a.none(), "seconds"_a = 0.0, "scope"_a = nb::bytes("", 0),
            nb::sig("def put(self, key: Key, value: object, seconds: float = 0.0, "
                    "scope: bytes | str = b'') -> bool"),
@@ -176,7 +296,7 @@ void init_cache(nb::module_& m) {
                    "secret: bytes | None = None) -> bool"),
            "Store what dump() returned. False if it is no whole entry, was written with another\n"
            "secret, or is not worth its room: counted, never raised.")
-      .def("__contains__", &Self::contains, "key"_a)
+      .def("__contains__", &Self::contains, "key"_a, Unlocked())
       .def("__len__", [](const Self& self) { return self.stats().entries; })
       .def("remove", &Self::remove, "key"_a, Unlocked(),
            "Drop the entry under a key; False if there was none.")
@@ -190,14 +310,22 @@ void init_cache(nb::module_& m) {
           "scope"_a, nb::sig("def purge(self, scope: bytes | str) -> int"),
           "Drop the entries that were stored for a scope; return their number.")
       .def("clear", &Self::clear, Unlocked(), "Drop all entries. The counters stay.")
+      .def("flush", &flush, "timeout"_a.none() = nb::none(),
+           "Wait until all that was stored is on disk, at most `timeout` seconds; False if it is\n"
+           "not. A clean exit does so by itself.")
+      .def("refresh", &Self::refresh, Unlocked(),
+           "Look now at what other processes have stored, instead of within some milliseconds.")
+      .def("pack", &pack, "path"_a, "scope"_a.none() = nb::none(),
+           nb::sig("def pack(self, path: str, scope: bytes | str | None = None) -> int"))
       .def("pin", &Self::pin, "key"_a, Unlocked(),
            "Keep an entry whatever happens; False if it is not there.")
       .def("unpin", &Self::unpin, "key"_a, Unlocked(), "Let a pinned entry go again.")
       .def(
           "resize", [](Self& self, std::int64_t memory) { self.resize(memory_of(memory)); },
           "memory"_a, Unlocked())
+      .def_prop_ro("has_store", &Self::has_store, "Whether there is a tier below memory.")
       .def("infos", &snapshot, nb::sig("def infos(self) -> list[tuple[Key, int, float, bool]]"))
-      .def("counters", &stats, nb::sig("def counters(self) -> dict[str, int]"))
+      .def("counters", &stats, nb::sig("def counters(self) -> dict[str, typing.Any]"))
       .def("reset_stats", &Self::reset_stats, Unlocked(), "Set the counters to zero.")
       .def("trace", &Self::trace, "path"_a, "limit"_a, Unlocked());
 }

@@ -21,6 +21,7 @@
 #include "failure.h"
 #include "module.h"
 #include "options.h"
+#include "writable.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -66,14 +67,14 @@ Batch lookup(Memo& memo, const nb::sequence& tensors, const std::vector<std::str
                                                  " paths; expected one path a tensor");
   }
   const auto members = borrowed.members();
-  const MaybeReleaseGil release(borrowed.bytes());
+  const MaybeReleaseGil release(memo.cache().has_store() ? kReleaseGilBytes : borrowed.bytes());
   return Batch(memo.lookup(members, options));
 }
 
 void insert(Batch& self, std::size_t first, std::size_t count, nb::handle output, double seconds) {
   MemoBatch& batch = self.get();
   const Borrowed borrowed(output.ptr());
-  const MaybeReleaseGil release(borrowed.view());
+  const MaybeReleaseGil release(kReleaseGilBytes);  // it may wait for a disk
   batch.insert(first, count, borrowed.view(), seconds);
 }
 
@@ -87,25 +88,6 @@ bool wait(Batch& self) {
     outcome = batch.wait(kSlice);
   }
 }
-
-// A buffer that Python lets us write, C-contiguous.
-class Writable {
- public:
-  explicit Writable(nb::handle object) {
-    if (PyObject_GetBuffer(object.ptr(), &buffer_, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS) != 0) {
-      throw nb::python_error();
-    }
-  }
-  ~Writable() { PyBuffer_Release(&buffer_); }
-  Writable(const Writable&) = delete;
-  Writable& operator=(const Writable&) = delete;
-  [[nodiscard]] std::span<std::byte> bytes() const noexcept {
-    return {static_cast<std::byte*>(buffer_.buf), static_cast<std::size_t>(buffer_.len)};
-  }
-
- private:
-  Py_buffer buffer_;
-};
 
 void assemble_into_buffer(const MemoBatch& batch, nb::handle destination) {
   const Writable out(destination);

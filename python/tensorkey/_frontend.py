@@ -24,7 +24,6 @@ from typing import Any
 
 from tensorkey import _core, errors
 from tensorkey._backend import Backend, Bypass, CheckedLayer, LayerState, Unsuited
-from tensorkey._cache import ActivationCache
 from tensorkey._chunks import chunks, first_chunk
 from tensorkey._encoding import plain
 from tensorkey._fingerprint import Fingerprint, Reading, State
@@ -44,8 +43,7 @@ class Engine:
 
     def __init__(self, backend: Backend, fingerprint: Fingerprint, options: Options) -> None:
         self.options = options
-        memory = "1 GiB" if options.memory is None else options.memory
-        self.cache = ActivationCache(memory) if options.cache is None else options.cache
+        self.cache = options.make_cache()
         self.monitor = _core.Monitor(options.bypass)
         self._backend = backend
         self._fingerprint = fingerprint

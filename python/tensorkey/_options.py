@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Literal
 
 from tensorkey import errors
@@ -19,6 +20,8 @@ class Options:
 
     cache: ActivationCache | None = None
     memory: int | str | None = None
+    disk: str | os.PathLike[str] | None = None
+    disk_limit: int | str | None = None
     chunk: Chunk = "auto"
     scope: bytes | str = b""
     probe: bool = True
@@ -33,11 +36,12 @@ class Options:
                     f"[CachedLayer] cache is {type(self.cache).__name__}; expected an "
                     "ActivationCache"
                 )
-            if self.memory is not None:
-                raise errors.InvalidArgument(
-                    "[CachedLayer] cache and memory are given; expected one of them: a cache has "
-                    "its own bound"
-                )
+            for name in ("memory", "disk", "disk_limit"):
+                if getattr(self, name) is not None:
+                    raise errors.InvalidArgument(
+                        f"[CachedLayer] cache and {name} are given; expected one of them: a cache "
+                        "has its own tiers"
+                    )
         check_chunk(self.chunk)
         if not isinstance(self.scope, (bytes, str)):
             raise errors.InvalidArgument("[CachedLayer] scope must be bytes or str")
@@ -45,7 +49,20 @@ class Options:
         if secret is not None and (type(secret) is not bytes or len(secret) != 32):
             raise errors.InvalidArgument("[CachedLayer] secret must be exactly 32 bytes")
 
+    def make_cache(self) -> ActivationCache:
+        """Return the cache to use: the one that is shared, or one of the layer's own."""
+        if self.cache is not None:
+            return self.cache
+        memory = "1 GiB" if self.memory is None else self.memory
+        return ActivationCache(
+            memory, disk=self.disk, disk_limit=self.disk_limit, secret=self.secret
+        )
+
     def portable(self) -> Options:
-        """Return what a pickle or a config may carry: no cache but its bound, and no secret."""
-        memory = self.memory if self.cache is None else self.cache.stats.bound
-        return dataclasses.replace(self, cache=None, memory=memory, secret=None)
+        """Return what a pickle or a config may carry: no cache but its tiers, and no secret."""
+        if self.cache is None:
+            return dataclasses.replace(self, secret=None)
+        memory = self.cache.stats.bound or None
+        return dataclasses.replace(
+            self, cache=None, memory=memory, disk=self.cache.disk, secret=None
+        )

@@ -45,6 +45,9 @@ class _Counters:
 
 def _merged(name: str, values: list[Any]) -> Any:
     first = values[0]
+    if name in ("disk", "pack"):  # where there is one
+        tiers = [value for value in values if value is not None]
+        return tiers[0].merge(tiers) if tiers else None
     if isinstance(first, _Counters):
         return first.merge(values)
     if isinstance(first, dict):
@@ -57,6 +60,71 @@ def _merged(name: str, values: list[Any]) -> Any:
     if name == "chunk":
         return first if len(set(values)) == 1 else None
     return sum(values)
+
+
+@dataclasses.dataclass(frozen=True)
+class DiskStats(_Counters):
+    """A snapshot of a tier below memory: the directory, or a pack.
+
+    Sizes and entries are those of the directory, of all processes; counters are this process's.
+
+    Examples
+    --------
+    >>> (DiskStats(bytes=1024, hits=1) + DiskStats(bytes=1024, hits=2)).hits
+    3
+    """
+
+    state: str = ""
+    """Empty while all is well; "read-only", or why it cannot be used now."""
+    bound: int = 0
+    """Bytes of disk that it may take."""
+    bytes: int = 0
+    """Bytes that it takes, with the index and preallocated room."""
+    entries: int = 0
+    index_bound: int = 0
+    """Bytes of memory that this process's copy of the index may take."""
+    index_bytes: int = 0
+    hits: int = 0
+    misses: int = 0
+    insertions: int = 0
+    """Entries written."""
+    inserted_bytes: int = 0
+    """Bytes of them."""
+    written_bytes: int = 0
+    """The same with what was written once more so as to keep it."""
+    rejections: int = 0
+    """Entries that were not worth what would have had to go for them."""
+    dropped: int = 0
+    """Entries that could not be written: too many at once, a full disk, a locked index."""
+    evictions: int = 0
+    corrupt: int = 0
+    """Records that were not whole: misses."""
+    stale: int = 0
+    """Records that were gone when they were to be read: misses."""
+    expired: int = 0
+    errors: int = 0
+    """Calls of the system or of SQLite that failed."""
+    lease_waits: int = 0
+    """Entries that another process was computing."""
+    lease_timeouts: int = 0
+    """Of them, those that were computed here after all."""
+    rebuilds: int = 0
+    """Times that a damaged index was made anew."""
+
+    def _table(self) -> list[tuple[str, str]]:
+        used, bound = format_bytes(self.bytes), format_bytes(self.bound)
+        index = f"{format_bytes(self.index_bytes)} of {format_bytes(self.index_bound)}"
+        waits = f"{self.lease_waits}, {self.lease_timeouts} in vain"
+        return [
+            ("state", self.state or "well"),
+            ("disk", f"{used} of {bound}, {self.entries} entries, index {index}"),
+            ("read", f"{self.hits} hits, {self.misses} misses, {self.expired} expired"),
+            ("written", f"{self.insertions}, {format_bytes(self.written_bytes)}"),
+            ("refused", f"{self.rejections} not worth their room, {self.dropped} dropped"),
+            ("gone", f"{self.evictions} evicted, {self.stale} stale"),
+            ("damage", f"{self.corrupt} corrupt, {self.errors} errors, {self.rebuilds} rebuilds"),
+            ("waited", waits),
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +164,13 @@ class CacheStats(_Counters):
     corrupt: int = 0
     """Encoded entries that ``load`` refused."""
     waits: int = 0
-    """Of the hits, those that another thread was computing."""
+    """Of the hits, those that another thread or process was computing."""
+    stored_hits: int = 0
+    """Of the hits, those that were read from disk or a pack."""
     distinct: int = 0
     """Keys ever asked for; an estimate, within about 2 %."""
+    disk: DiskStats | None = None
+    pack: DiskStats | None = None
 
     @property
     def misses(self) -> int:
@@ -112,7 +184,10 @@ class CacheStats(_Counters):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the counters as a dict of plain values, for logs and JSON."""
-        return super().to_dict() | {"misses": self.misses, "lookups": self.lookups}
+        tiers = {
+            name: tier and tier.to_dict() for name, tier in (("disk", self.disk), ("pack", self.pack))
+        }
+        return super().to_dict() | {"misses": self.misses, "lookups": self.lookups} | tiers
 
     def _table(self) -> list[tuple[str, str]]:
         return [
@@ -122,6 +197,7 @@ class CacheStats(_Counters):
             ("memory", _memory(self)),
             ("entries", _entries(self)),
             ("refused", f"{self.rejections} not worth their room, {self.corrupt} corrupt"),
+            *_stores(self),
         ]
 
 
@@ -253,6 +329,7 @@ class LayerStats(_Counters):
             ("cost", f"{self.seconds_cache:.3f} s: {cost}"),
             ("memory", _memory(self.cache)),
             ("entries", f"{_entries(self.cache)}, {self.rejections} refused"),
+            *_stores(self.cache),
             ("chunk", chunk),
             ("codec", f"{self.codec}{lossy}"),
             ("probe", f"{self.probe}; {self.probe_runs} runs"),
@@ -281,6 +358,20 @@ def _memory(stats: CacheStats) -> str:
     pinned = f", {format_bytes(stats.pinned)} pinned" if stats.pinned else ""
     used, bound = format_bytes(stats.bytes), format_bytes(stats.bound)
     return f"{used} of {bound}, {format_bytes(stats.metadata)} metadata{pinned}"
+
+
+def _stores(stats: CacheStats) -> list[tuple[str, str]]:
+    rows = []
+    for name, tier in (("disk", stats.disk), ("pack", stats.pack)):
+        if tier is None:
+            continue
+        used, bound = format_bytes(tier.bytes), format_bytes(tier.bound)
+        lost = tier.dropped + tier.corrupt + tier.errors
+        text = f"{used} of {bound}, {tier.entries} entries, {tier.hits} hits, {tier.insertions} new"
+        text += f"; {tier.state}" if tier.state else ""
+        text += f"; {tier.corrupt} corrupt, {tier.dropped} dropped, {tier.errors} errors" * bool(lost)
+        rows.append((name, text))
+    return rows
 
 
 def _entries(stats: CacheStats) -> str:

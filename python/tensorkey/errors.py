@@ -21,7 +21,9 @@ __all__ = [
     "InternalError",
     "InvalidArgument",
     "MissingKey",
+    "StoreFull",
     "StoreIOError",
+    "StoreUnavailable",
     "Unsupported",
 ]
 
@@ -52,6 +54,14 @@ class StoreIOError(Error, OSError):
     """A file or device refuses."""
 
 
+class StoreUnavailable(Error, ConnectionError):
+    """A directory or a pack is refused, gone, or locked by somebody else."""
+
+
+class StoreFull(Error, OSError):
+    """A disk or a bound is full."""
+
+
 class InternalError(Error, RuntimeError):
     """An invariant of the library is broken: please report it."""
 
@@ -62,3 +72,5 @@ _core.register_error("not_found", MissingKey)
 _core.register_error("corruption", CorruptEntry)
 _core.register_error("io", StoreIOError)
 _core.register_error("internal", InternalError)
+_core.register_error("unavailable", StoreUnavailable)
+_core.register_error("exhausted", StoreFull)

@@ -104,7 +104,7 @@ class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
     layer
         A Keras layer or model that takes one tensor, several by position or a list of them, which
         share their first dimension, and returns one tensor with as many rows.
-    cache, memory, chunk, scope, probe, codec, bypass, secret
+    cache, memory, disk, disk_limit, chunk, scope, probe, codec, bypass, secret
         As in :class:`tensorkey.torch.CachedLayer`.
     **kwargs
         Of keras.layers.Layer, such as name.
@@ -127,6 +127,8 @@ class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
         *,
         cache: ActivationCache | None = None,
         memory: int | str | None = None,
+        disk: str | os.PathLike[str] | None = None,
+        disk_limit: int | str | None = None,
         chunk: Chunk = "auto",
         scope: bytes | str = b"",
         probe: bool = True,
@@ -144,7 +146,9 @@ class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
         super().__init__(layer, **kwargs)
         self.supports_masking = layer.supports_masking
         self.supports_jit = layer.supports_jit
-        self._options = Options(cache, memory, chunk, scope, probe, codec, bypass, secret)
+        self._options = Options(
+            cache, memory, disk, disk_limit, chunk, scope, probe, codec, bypass, secret
+        )
         self._below = _load_backend()
         self._engine = Engine(
             _rows_of(self, self._below),
@@ -268,7 +272,10 @@ class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
         return self.layer.compute_mask(inputs, previous_mask)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the options; of a secret only that there was one, of a shared cache its bound."""
+        """Return the options; of a secret only that there was one, of a shared cache its bound.
+
+        A directory stays behind: the file of a model may be loaded on another machine.
+        """
         options = self._options.portable()
         scope = options.scope.encode() if isinstance(options.scope, str) else options.scope
         return {

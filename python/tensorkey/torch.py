@@ -125,6 +125,11 @@ class CachedLayer(nn.Module):
     memory
         Bound of a cache of its own in bytes, metadata included: an int or a text such as "2 GiB";
         "1 GiB" if neither this nor `cache` is given.
+    disk
+        A directory that keeps the answers over runs and shares them with other processes
+        (docs/sharing.md); made if it is not there.
+    disk_limit
+        Its bound, all files included; "10 GiB" for a new one.
     chunk
         Rows that run together when they are missing: 1, a multiple of 32, or "auto": 32 if the
         first call has at least 16 rows, else 1; and 1 if the probe finds that bits depend on a
@@ -164,6 +169,8 @@ class CachedLayer(nn.Module):
         *,
         cache: ActivationCache | None = None,
         memory: int | str | None = None,
+        disk: str | os.PathLike[str] | None = None,
+        disk_limit: int | str | None = None,
         chunk: Chunk = "auto",
         scope: bytes | str = b"",
         probe: bool = True,
@@ -181,7 +188,10 @@ class CachedLayer(nn.Module):
             )
         vars(self)["inner"] = layer  # `training` asks it before nn.Module.__init__ has run
         super().__init__()
-        self._bind(layer, Options(cache, memory, chunk, scope, probe, codec, bypass, secret))
+        options = Options(
+            cache, memory, disk, disk_limit, chunk, scope, probe, codec, bypass, secret
+        )
+        self._bind(layer, options)
 
     def _bind(self, layer: nn.Module, options: Options) -> None:
         own = vars(self)

@@ -10,6 +10,8 @@ std::string_view to_string(ErrorCode code) noexcept {
     case ErrorCode::kIo: return "io";
     case ErrorCode::kCorruption: return "corruption";
     case ErrorCode::kInternal: return "internal";
+    case ErrorCode::kUnavailable: return "unavailable";
+    case ErrorCode::kExhausted: return "exhausted";
   }
   return "unknown";
 }

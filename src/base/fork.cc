@@ -20,7 +20,10 @@ struct ForkMutex::Registry {
   static void before() {
     Registry& self = instance();
     self.mutex.lock();
-    for (ForkMutex* each = self.first; each != nullptr; each = each->next_) each->lock();
+    for (ForkMutex* each = self.first; each != nullptr; each = each->next_) {
+      each->lock();
+      if (each->before_fork_) each->before_fork_();
+    }
   }
 
   static void after_in_parent() {
@@ -42,7 +45,8 @@ struct ForkMutex::Registry {
   ForkMutex* first = nullptr;
 };
 
-ForkMutex::ForkMutex(std::function<void()> in_child) : in_child_(std::move(in_child)) {
+ForkMutex::ForkMutex(std::function<void()> in_child, std::function<void()> before_fork)
+    : in_child_(std::move(in_child)), before_fork_(std::move(before_fork)) {
   Registry& registry = Registry::instance();
   const std::lock_guard lock(registry.mutex);
   next_ = registry.first;

@@ -10,8 +10,9 @@ namespace tensorkey::internal {
 
 class ForkMutex {
  public:
-  // in_child is called in the child while the mutex is still held; it must not throw.
-  explicit ForkMutex(std::function<void()> in_child = {});
+  // before_fork is called in the parent, in_child in the child, while the mutex is held. They must
+  // not throw, and before_fork must not wait for another mutex.
+  explicit ForkMutex(std::function<void()> in_child = {}, std::function<void()> before_fork = {});
   ~ForkMutex();
   ForkMutex(const ForkMutex&) = delete;
   ForkMutex& operator=(const ForkMutex&) = delete;
@@ -27,6 +28,7 @@ class ForkMutex {
   struct Registry;
   std::mutex mutex_;
   std::function<void()> in_child_;
+  std::function<void()> before_fork_;
   ForkMutex* next_ = nullptr;
   ForkMutex* previous_ = nullptr;
 };

@@ -78,9 +78,10 @@ Hash128 xxh3_checksum(std::span<const std::byte> data) noexcept {
   return {low, high};
 }
 
-Xxh3Stream::Xxh3Stream() noexcept : variant_(variant()) {
+Xxh3Stream::Xxh3Stream(Kind kind) noexcept : variant_(variant()) {
   static_assert(sizeof(Xxh3Stream::state_) == 576);
-  variant_.reset(state_, secret().data(), secret().size());
+  const void* const own = kind == kSecret ? secret().data() : nullptr;
+  variant_.reset(state_, own, kXxh3SecretBytes);
 }
 
 void Xxh3Stream::update(std::span<const std::byte> piece) noexcept {

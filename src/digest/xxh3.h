@@ -28,10 +28,12 @@ struct Hash128 {
 // XXH3_128bits of the xxHash specification: seed 0, its default secret. Thread-safe.
 [[nodiscard]] Hash128 xxh3_checksum(std::span<const std::byte> data) noexcept;
 
-// For data in pieces: the same result as xxh3 of the pieces joined. Not thread-safe.
+// For data in pieces: the same result as xxh3, or xxh3_checksum, of the pieces joined. Not
+// thread-safe.
 class Xxh3Stream {
  public:
-  Xxh3Stream() noexcept;
+  enum Kind : std::uint8_t { kSecret, kChecksum };
+  explicit Xxh3Stream(Kind kind = kSecret) noexcept;
   Xxh3Stream(const Xxh3Stream&) = delete;
   Xxh3Stream& operator=(const Xxh3Stream&) = delete;
   void update(std::span<const std::byte> piece) noexcept;

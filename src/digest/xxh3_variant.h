@@ -17,6 +17,7 @@ struct Xxh3Result {
 struct Xxh3Variant {
   Xxh3Result (*hash)(const void* data, size_t bytes, const void* secret, size_t secret_bytes);
   Xxh3Result (*checksum)(const void* data, size_t bytes);  // seed 0, xxHash's own secret
+  // Without a secret: seed 0, xxHash's own.
   void (*reset)(void* state, const void* secret, size_t secret_bytes);
   void (*update)(void* state, const void* data, size_t bytes);
   Xxh3Result (*digest)(const void* state);

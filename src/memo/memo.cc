@@ -4,10 +4,14 @@
 #include <tensorkey/error.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstring>
 #include <mutex>
+#include <optional>
 #include <string>
+#include <thread>
+#include <utility>
 
 #include "base/fork.h"
 #include "memo/rows.h"
@@ -20,6 +24,7 @@ namespace {
 using internal::Flights;
 using internal::Lead;
 using internal::Lookup;
+using internal::Tiers;
 using Clock = std::chrono::steady_clock;
 
 [[noreturn]] void invalid(const std::string& message) {
@@ -82,21 +87,35 @@ struct Memo::Impl {
 };
 
 struct MemoBatch::Impl {
-  // A distinct row that was not in the cache.
+  // A distinct row that another thread computes.
   struct Open {
     std::size_t slot;
-    Flights::FlightPtr flight;  // another thread computes it; null: this batch does
+    Flights::FlightPtr flight;
+  };
+
+  // A distinct row that this thread leads and another process computes.
+  struct Elsewhere {
+    std::size_t slot;
+    Lead lead;
   };
 
   void take_over(std::span<const std::size_t> slots, std::span<const std::size_t> alone = {});
+  void ask_processes(std::vector<Elsewhere> rows, std::vector<std::size_t>& found);
+  void compute(std::size_t slot, Lead lead);
+  bool await_threads(const Flights::Deadline& deadline);
+  bool await_processes(const Flights::Deadline& deadline);
+  void count_found(std::span<const std::size_t> slots, bool waited);
+  void count_missing(std::size_t first);
+  void write(std::span<const EntryPtr> stored, std::size_t first, double seconds);
   [[nodiscard]] EntryPtr find(std::size_t slot) const;
+  [[nodiscard]] Secret secret_of_entries() const noexcept;
   void know(std::size_t slot, EntryPtr entry);
   void count_hit(MemoStats& stats, std::size_t slot) const;
 
   std::shared_ptr<Memo::Impl> memo;
-  std::shared_ptr<ActivationCache> cache;
-  internal::MemoryTier* memory = nullptr;
+  Tiers* tiers = nullptr;  // of the memo's cache, like flights
   Flights* flights = nullptr;
+  std::optional<std::array<std::uint8_t, 32>> secret;
   std::uint64_t scope = 0;
   internal::DistinctRows distinct;
   std::vector<EntryPtr> entries;           // of each slot; null: to be computed
@@ -104,6 +123,8 @@ struct MemoBatch::Impl {
   std::vector<std::size_t> missing_slots;
   std::vector<Lead> leads;  // of the missing slots
   std::vector<Open> awaited;
+  std::vector<Elsewhere> elsewhere;
+  std::optional<Clock::time_point> elsewhere_until;
   EntryPtr example;
 };
 
@@ -133,10 +154,21 @@ void MemoBatch::Impl::count_hit(MemoStats& stats, std::size_t slot) const {
   stats.bytes_read += entry.tensor(0).data.size() * uses;
 }
 
+Secret MemoBatch::Impl::secret_of_entries() const noexcept {
+  if (!secret) return tiers->secret(std::nullopt);
+  return std::span<const std::uint8_t, 32>(*secret);
+}
+
 // The entry of a row. One that somebody put under this key with other contents is no answer.
 EntryPtr MemoBatch::Impl::find(std::size_t slot) const {
-  EntryPtr entry = memory->find(distinct.keys[slot]);
+  EntryPtr entry = tiers->memory.find(distinct.keys[slot]);
   return is_row(entry) ? entry : nullptr;
+}
+
+void MemoBatch::Impl::compute(std::size_t slot, Lead lead) {
+  missing_rows.push_back(distinct.first[slot]);
+  missing_slots.push_back(slot);
+  leads.push_back(std::move(lead));
 }
 
 // Claims the slots: each is found after all, or to be computed here, or awaited. Those of `alone`
@@ -146,20 +178,15 @@ void MemoBatch::Impl::take_over(std::span<const std::size_t> slots,
   std::vector<Key> keys;
   for (const std::size_t slot : slots) keys.push_back(distinct.keys[slot]);
   std::vector<Lead> guards;
-  guards.reserve(slots.size() + alone.size());  // from here on every flight has its guard
+  guards.reserve(slots.size());  // from here on every flight has its guard
   std::vector<Flights::Claim> claims;
   flights->claim(keys, claims);
   for (const Flights::Claim& claim : claims) {
     guards.emplace_back(*flights, claim.role == Flights::Role::kLeader ? claim.flight : nullptr);
   }
+  const std::size_t first = missing_slots.size();
   std::vector<std::size_t> found;
-  std::vector<Key> missing_keys;
-  const auto compute = [&](std::size_t slot, Lead lead) {
-    missing_keys.push_back(distinct.keys[slot]);
-    missing_rows.push_back(distinct.first[slot]);
-    missing_slots.push_back(slot);
-    leads.push_back(std::move(lead));
-  };
+  std::vector<Elsewhere> open;
   for (std::size_t i = 0; i < slots.size(); ++i) {
     const std::size_t slot = slots[i];
     if (claims[i].role == Flights::Role::kFollower) {
@@ -169,23 +196,76 @@ void MemoBatch::Impl::take_over(std::span<const std::size_t> slots,
       know(slot, std::move(entry));
       found.push_back(slot);
     } else {
-      compute(slot, std::move(guards[i]));
+      open.push_back({.slot = slot, .lead = std::move(guards[i])});
     }
   }
+  ask_processes(std::move(open), found);
   for (const std::size_t slot : alone) compute(slot, Lead(*flights, nullptr));
-  std::vector<Lookup> reasons(missing_keys.size());
-  if (!missing_keys.empty()) memory->count_misses(missing_keys, reasons);
+  count_found(found, false);
+  count_missing(first);
+}
 
+// Each row is found below memory, or to be computed here, or computed by another process.
+void MemoBatch::Impl::ask_processes(std::vector<Elsewhere> rows, std::vector<std::size_t>& found) {
+  if (rows.empty()) return;
+  std::vector<Key> keys;
+  for (const Elsewhere& row : rows) keys.push_back(distinct.keys[row.slot]);
+  std::vector<EntryPtr> known(rows.size());
+  std::vector<Tiers::Claim> claims(rows.size());
+  tiers->claim(keys, secret_of_entries(), known, claims);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    auto& [slot, lead] = rows[i];
+    if (claims[i] == Tiers::Claim::kLeased) lead.hold(*tiers->store(), keys[i]);
+    if (claims[i] == Tiers::Claim::kOthers) {
+      elsewhere.push_back(std::move(rows[i]));
+    } else if (is_row(known[i])) {
+      lead.land(known[i]);
+      know(slot, std::move(known[i]));
+      found.push_back(slot);
+    } else {
+      compute(slot, std::move(lead));
+    }
+  }
+}
+
+void MemoBatch::Impl::count_found(std::span<const std::size_t> slots, bool waited) {
+  if (slots.empty()) return;
+  const std::lock_guard lock(memo->mutex);
+  for (const std::size_t slot : slots) {
+    count_hit(memo->stats, slot);
+    if (waited) memo->stats.waits += distinct.uses[slot];
+  }
+}
+
+// Counts the missing slots from `first` on.
+void MemoBatch::Impl::count_missing(std::size_t first) {
+  const auto slots = std::span(missing_slots).subspan(first);
+  if (slots.empty()) return;
+  std::vector<Key> keys;
+  for (const std::size_t slot : slots) keys.push_back(distinct.keys[slot]);
+  std::vector<Lookup> reasons(keys.size());
+  tiers->memory.count_misses(keys, reasons);
   const std::lock_guard lock(memo->mutex);
   MemoStats& stats = memo->stats;
-  for (const std::size_t slot : found) count_hit(stats, slot);
-  const std::size_t first = missing_slots.size() - reasons.size();
-  for (std::size_t i = 0; i < reasons.size(); ++i) {
-    const std::uint64_t uses = distinct.uses[missing_slots[first + i]];
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    const std::uint64_t uses = distinct.uses[slots[i]];
     memo->count(reasons[i], 1);
     stats.lookups += uses;
     stats.hits += uses - 1;
     stats.duplicates += uses - 1;
+  }
+}
+
+// Has computed rows written below memory: where another process may wait for one of them, before
+// its lease is given back.
+void MemoBatch::Impl::write(std::span<const EntryPtr> stored, std::size_t first, double seconds) {
+  internal::Store* const store = tiers->store();
+  if (store == nullptr) return;
+  const auto chunk = std::span(leads).subspan(first, stored.size());
+  if (std::ranges::any_of(chunk, &Lead::leased)) {
+    store->publish(stored, scope, secret_of_entries());
+  } else {
+    store->put(stored, scope, secret_of_entries(), seconds);
   }
 }
 
@@ -214,6 +294,8 @@ void MemoBatch::insert(std::size_t first, std::size_t count, const TensorView& o
   std::uint64_t rejections = 0;
   std::vector<std::byte> scratch;
   std::vector<std::byte> encoded;
+  std::vector<EntryPtr> stored;
+  stored.reserve(count);
   for (std::size_t j = 0; j < count; ++j) {
     const std::size_t slot = self.missing_slots[first + j];
     const TensorView row = internal::row_view(output, static_cast<std::int64_t>(j));
@@ -224,12 +306,16 @@ void MemoBatch::insert(std::size_t first, std::size_t count, const TensorView& o
     }
     const EntryParts parts{
         .key = self.distinct.keys[slot], .seconds = share, .tensors = {&tensor, 1}};
-    EntryPtr entry = self.memory->insert(parts, self.scope);
+    EntryPtr entry = self.tiers->keep(parts, self.scope);
     rejections += !entry;
     if (!is_row(entry)) entry = make_entry(parts);
     saved += share * static_cast<double>(self.distinct.uses[slot] - 1);
-    self.leads[first + j].land(entry);
-    self.know(slot, std::move(entry));
+    stored.push_back(std::move(entry));
+  }
+  self.write(stored, first, seconds);
+  for (std::size_t j = 0; j < count; ++j) {
+    self.leads[first + j].land(stored[j]);
+    self.know(self.missing_slots[first + j], std::move(stored[j]));
   }
   const std::lock_guard lock(self.memo->mutex);
   MemoStats& stats = self.memo->stats;
@@ -244,6 +330,74 @@ void MemoBatch::fail(const std::exception_ptr& error) noexcept {
   for (const Lead& lead : impl_->leads) lead.fail(error);
 }
 
+// Waits for rows of other threads; false if the deadline came first. What they gave up is claimed.
+bool MemoBatch::Impl::await_threads(const Flights::Deadline& deadline) {
+  std::vector<std::size_t> found;
+  std::vector<std::size_t> circle;     // computed here though another thread does so too
+  std::vector<std::size_t> abandoned;  // to be claimed again
+  bool timeout = false;
+  while (!awaited.empty() && !timeout) {
+    const Open open = std::move(awaited.back());
+    awaited.pop_back();
+    auto [outcome, entry] = flights->wait(open.flight, deadline);
+    switch (outcome) {
+      case Flights::Outcome::kLanded:
+        know(open.slot, std::move(entry));
+        tiers->memory.count_wait();
+        count_found({&open.slot, 1}, true);
+        break;
+      case Flights::Outcome::kGaveUp: abandoned.push_back(open.slot); break;
+      case Flights::Outcome::kCircle: circle.push_back(open.slot); break;
+      case Flights::Outcome::kDeadline:
+        awaited.push_back(open);
+        timeout = true;
+        break;
+    }
+  }
+  std::ranges::sort(abandoned);
+  if (!abandoned.empty() || !circle.empty()) take_over(abandoned, circle);
+  return !timeout;
+}
+
+// Looks until every row of other processes is found, or one is this process's to compute; false if
+// the deadline came first. Who takes longer than the rows would take here is not waited for.
+bool MemoBatch::Impl::await_processes(const Flights::Deadline& deadline) {
+  std::chrono::microseconds pause = internal::kFirstPoll;
+  while (!elsewhere.empty()) {
+    if (!elsewhere_until) {
+      std::optional<double> cost;
+      {
+        const std::lock_guard lock(memo->mutex);
+        const MemoStats& stats = memo->stats;
+        if (stats.misses > 0 && stats.seconds_spent > 0) {
+          cost = stats.seconds_spent / static_cast<double>(stats.misses) *
+                 static_cast<double>(elsewhere.size());
+        }
+      }
+      const std::chrono::duration<double> patience(std::min(tiers->lease_patience(cost), 1e6));
+      elsewhere_until = Clock::now() + std::chrono::duration_cast<Clock::duration>(patience);
+    }
+    const std::size_t first = missing_slots.size();
+    std::vector<std::size_t> found;
+    ask_processes(std::exchange(elsewhere, {}), found);
+    if (Clock::now() >= *elsewhere_until) {
+      for (auto& [slot, lead] : std::exchange(elsewhere, {})) {
+        tiers->store()->distrust(distinct.keys[slot]);
+        compute(slot, std::move(lead));
+      }
+    }
+    count_found(found, true);
+    count_missing(first);
+    if (elsewhere.empty()) elsewhere_until.reset();
+    if (missing_slots.size() > first || elsewhere.empty()) return true;
+    const Clock::time_point next = Clock::now() + pause;
+    if (deadline && next >= *deadline) return false;
+    std::this_thread::sleep_until(next);
+    pause = internal::next_poll(pause);
+  }
+  return true;
+}
+
 MemoBatch::Wait MemoBatch::wait(double seconds) {
   Impl& self = *impl_;
   self.missing_rows.clear();
@@ -254,35 +408,14 @@ MemoBatch::Wait MemoBatch::wait(double seconds) {
     deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(
                                   std::chrono::duration<double>(std::min(seconds, 1e6)));
   }
-  std::vector<std::size_t> circle;     // computed here though another thread does so too
-  std::vector<std::size_t> abandoned;  // to be claimed again
-  bool timeout = false;
-  while (!self.awaited.empty() && !timeout) {
-    const Impl::Open open = std::move(self.awaited.back());
-    self.awaited.pop_back();
-    auto [outcome, entry] = self.flights->wait(open.flight, deadline);
-    switch (outcome) {
-      case Flights::Outcome::kLanded: {
-        self.know(open.slot, std::move(entry));
-        self.memory->count_wait();
-        const std::lock_guard lock(self.memo->mutex);
-        self.count_hit(self.memo->stats, open.slot);
-        self.memo->stats.waits += self.distinct.uses[open.slot];
-        break;
-      }
-      case Flights::Outcome::kGaveUp: abandoned.push_back(open.slot); break;
-      case Flights::Outcome::kCircle: circle.push_back(open.slot); break;
-      case Flights::Outcome::kDeadline:
-        self.awaited.push_back(open);
-        timeout = true;
-        break;
-    }
-  }
-  std::ranges::sort(abandoned);
-  if (!abandoned.empty() || !circle.empty()) self.take_over(abandoned, circle);
-  if (!self.missing_rows.empty()) return Wait::kMore;
-  if (timeout) return Wait::kTimeout;
-  return self.awaited.empty() ? Wait::kDone : wait(seconds);
+  do {
+    const bool threads = self.await_threads(deadline);
+    // Rows that are this thread's to compute come first: others wait for them.
+    const bool processes = !self.missing_rows.empty() || self.await_processes(deadline);
+    if (!self.missing_rows.empty()) return Wait::kMore;
+    if (!threads || !processes) return Wait::kTimeout;
+  } while (!self.awaited.empty() || !self.elsewhere.empty());
+  return Wait::kDone;
 }
 
 void MemoBatch::assemble(std::span<std::byte> out) const {
@@ -324,16 +457,16 @@ MemoBatch Memo::lookup(std::span<const TupleMember> members, const KeyOptions& o
   const Clock::time_point start = Clock::now();
   auto batch = std::make_unique<MemoBatch::Impl>();
   batch->memo = impl_;
-  batch->cache = impl_->cache;
-  batch->memory = &impl_->cache->impl_->memory;
+  batch->tiers = &impl_->cache->impl_->tiers;
   batch->flights = &impl_->cache->impl_->flights;
   batch->scope = scope_id(options.scope);
+  if (options.secret) std::ranges::copy(*options.secret, batch->secret.emplace().begin());
   batch->distinct = internal::distinct_rows(members, options);
   const Clock::time_point digested = Clock::now();
 
   const internal::DistinctRows& distinct = batch->distinct;
   batch->entries.resize(distinct.keys.size());
-  batch->memory->find(distinct.keys, batch->entries);
+  batch->tiers->find(distinct.keys, batch->entries, batch->secret_of_entries());
   std::vector<std::size_t> absent;
   for (std::size_t slot = 0; slot < distinct.keys.size(); ++slot) {
     EntryPtr& entry = batch->entries[slot];

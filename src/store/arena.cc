@@ -105,7 +105,7 @@ std::size_t Arena::rounded(std::size_t bytes) const {
   return (bytes + kPage - 1) / kPage * kPage;
 }
 
-// The sizes are step * (8 + 1 ... 8), step a power of two.
+// The sizes are step * (17 ... 32), step a power of two.
 std::size_t Arena::class_of(std::size_t size) noexcept {
   const auto octave = static_cast<std::size_t>(std::bit_width((size - 1) / kLeast));
   return octave * kSteps + (size - 1) / step_of(size) - kSteps;

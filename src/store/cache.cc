@@ -5,32 +5,49 @@
 
 #include <chrono>
 #include <cmath>
-#include <cstring>
+#include <ctime>
+#include <limits>
 #include <string>
+#include <thread>
 
 #include "store/cache_impl.h"
+#include "store/disk/disk.h"
+#include "store/disk/pack.h"
 
 namespace tensorkey {
 namespace {
 
 constexpr std::chrono::milliseconds kPoll(100);
+constexpr double kForever = std::numeric_limits<double>::infinity();
+constexpr std::size_t kNoBound = std::numeric_limits<std::size_t>::max();
 constexpr std::size_t kLeastMemory = std::size_t{64} << 10;
 
 [[noreturn]] void invalid(const std::string& message) {
   throw Error(ErrorCode::kInvalidArgument, "[ActivationCache" + message);
 }
 
-void check_memory(std::size_t memory, const char* where) {
-  if (memory >= kLeastMemory) return;
+// `off`: whether there may be no memory tier.
+void check_memory(std::size_t memory, const char* where, bool off) {
+  if (memory >= kLeastMemory || (off && memory == 0)) return;
   invalid(std::string(where) + "] memory is " + std::to_string(memory) +
           " bytes; expected at least " + std::to_string(kLeastMemory) + " (64 KiB)");
 }
 
 const CacheOptions& checked(const CacheOptions& options) {
-  check_memory(options.memory, "");
+  check_memory(options.memory, "", !options.disk.empty() || !options.pack.empty());
   if (!std::isfinite(options.ttl) || options.ttl < 0) {
     invalid("] ttl is " + std::to_string(options.ttl) +
             " seconds; expected a finite number from 0 (for ever) up");
+  }
+  if (std::isnan(options.lease_timeout)) {
+    invalid("] lease_timeout is not a number; expected seconds");
+  }
+  if (options.disk_limit != 0 && options.disk_limit < internal::DiskTier::kLeastLimit) {
+    invalid("] disk_limit is " + std::to_string(options.disk_limit) +
+            " bytes; expected at least 4 MiB");
+  }
+  if (options.disk.empty() && options.disk_limit != 0) {
+    invalid("] disk_limit is given without disk; expected both, or neither");
   }
   return options;
 }
@@ -38,10 +55,7 @@ const CacheOptions& checked(const CacheOptions& options) {
 }  // namespace
 
 std::uint64_t scope_id(std::string_view scope) {
-  const Digest digest = blake3(std::as_bytes(std::span(scope)));
-  std::uint64_t id = 0;
-  std::memcpy(&id, digest.data(), sizeof id);
-  return id;
+  return std::hash<Key>{}(Key(blake3(std::as_bytes(std::span(scope)))));
 }
 
 ActivationCache::ActivationCache(const CacheOptions& options)
@@ -50,8 +64,8 @@ ActivationCache::ActivationCache(const CacheOptions& options)
 ActivationCache::~ActivationCache() = default;
 
 EntryPtr ActivationCache::find(const Key& key) {
-  EntryPtr entry = impl_->memory.find(key);
-  if (!entry) impl_->memory.count_misses({&key, 1}, {});
+  EntryPtr entry;
+  find({&key, 1}, {&entry, 1});
   return entry;
 }
 
@@ -60,48 +74,96 @@ void ActivationCache::find(std::span<const Key> keys, std::span<EntryPtr> out) {
     invalid("::find] " + std::to_string(keys.size()) + " keys, but room for " +
             std::to_string(out.size()) + " entries");
   }
-  impl_->memory.find(keys, out);
+  impl_->tiers.find(keys, out, std::nullopt);
   std::vector<Key> missing;
   for (std::size_t i = 0; i < keys.size(); ++i) {
     if (!out[i]) missing.push_back(keys[i]);
   }
-  if (!missing.empty()) impl_->memory.count_misses(missing, {});
+  if (!missing.empty()) impl_->tiers.memory.count_misses(missing, {});
 }
 
 bool ActivationCache::read(const Key& key, std::span<std::byte> out) {
-  if (impl_->memory.read(key, out)) return true;
-  impl_->memory.count_misses({&key, 1}, {});
+  if (impl_->tiers.read(key, out)) return true;
+  impl_->tiers.memory.count_misses({&key, 1}, {});
   return false;
 }
 
-bool ActivationCache::contains(const Key& key) const {
-  return static_cast<bool>(impl_->memory.peek(key));
-}
+bool ActivationCache::contains(const Key& key) const { return impl_->tiers.contains(key); }
 
 EntryPtr ActivationCache::insert(const EntryParts& parts, std::uint64_t scope) {
-  return impl_->memory.insert(parts, scope);
+  EntryPtr entry = impl_->tiers.keep(parts, scope);
+  if (entry) impl_->write(entry, scope, kForever);
+  return entry;
 }
 
 bool ActivationCache::load(std::span<const std::byte> encoded, std::uint64_t scope,
                            const Secret& secret) {
+  const std::size_t bound = impl_->tiers.memory.bound();
   try {
-    const EncodedEntry entry(encoded, {.secret = secret, .max_bytes = impl_->memory.bound()});
-    return static_cast<bool>(impl_->memory.insert(entry.parts(), scope));
+    const EncodedEntry entry(encoded,
+                             {.secret = secret, .max_bytes = bound == 0 ? kNoBound : bound});
+    return static_cast<bool>(insert(entry.parts(), scope));
   } catch (const Error& error) {
     if (error.code() != ErrorCode::kCorruption) throw;
-    impl_->memory.count_corrupt();
+    impl_->tiers.memory.count_corrupt();
     return false;
+  }
+}
+
+// Waits for the process that computes a key: until it is found, or is this process's to compute, in
+// which case the lead may hold its lease.
+EntryPtr ActivationCache::Impl::await_process(const Key& key, internal::Lead& lead,
+                                              const std::function<void()>& poll) {
+  using Claim = internal::Tiers::Claim;
+  using Clock = std::chrono::steady_clock;
+  const std::chrono::duration<double> patience(tiers.lease_patience(std::nullopt));
+  const auto until = Clock::now() + std::chrono::duration_cast<Clock::duration>(patience);
+  auto polled = Clock::now();
+  for (std::chrono::microseconds pause = internal::kFirstPoll;;
+       pause = internal::next_poll(pause)) {
+    EntryPtr found;
+    Claim claim = Claim::kCompute;
+    tiers.claim({&key, 1}, std::nullopt, {&found, 1}, {&claim, 1});
+    if (claim == Claim::kLeased) lead.hold(*tiers.store(), key);
+    if (claim != Claim::kOthers) return found;
+    if (Clock::now() >= until) {
+      tiers.store()->distrust(key);
+      return nullptr;
+    }
+    if (poll && Clock::now() >= polled + kPoll) {
+      poll();
+      polled = Clock::now();
+    }
+    std::this_thread::sleep_for(pause);
+  }
+}
+
+// Has an entry written: at once if another process may wait for it.
+void ActivationCache::Impl::write(const EntryPtr& entry, std::uint64_t scope, double patience,
+                                  bool now) {
+  internal::Store* const store = tiers.store();
+  if (store == nullptr) return;
+  const Secret secret = tiers.secret(std::nullopt);
+  if (now) {
+    store->publish({&entry, 1}, scope, secret);
+  } else {
+    store->put({&entry, 1}, scope, secret, patience);
   }
 }
 
 EntryPtr ActivationCache::get_or_compute(const Key& key, const std::function<EntryPtr()>& compute,
                                          std::uint64_t scope, const std::function<void()>& poll) {
-  internal::MemoryTier& memory = impl_->memory;
+  internal::Tiers& tiers = impl_->tiers;
   internal::Flights& flights = impl_->flights;
+  const auto look = [&] {
+    EntryPtr entry;
+    tiers.find({&key, 1}, {&entry, 1}, std::nullopt);
+    return entry;
+  };
   std::vector<internal::Flights::Claim> claims;
   bool circle = false;
   for (;;) {
-    if (EntryPtr entry = memory.find(key)) return entry;
+    if (EntryPtr entry = look()) return entry;
     flights.claim({&key, 1}, claims);
     const auto& [flight, role] = claims[0];
     if (role == internal::Flights::Role::kNested) {
@@ -116,18 +178,21 @@ EntryPtr ActivationCache::get_or_compute(const Key& key, const std::function<Ent
         continue;
       }
       if (outcome == internal::Flights::Outcome::kLanded) {
-        memory.count_wait();
+        tiers.memory.count_wait();
         return entry;
       }
       circle = outcome == internal::Flights::Outcome::kCircle;
       continue;
     }
-    const internal::Lead lead(flights, role == internal::Flights::Role::kLeader ? flight : nullptr);
-    if (EntryPtr entry = memory.find(key)) {  // stored between the two looks
-      lead.land(entry);
-      return entry;
+    internal::Lead lead(flights, role == internal::Flights::Role::kLeader ? flight : nullptr);
+    // Stored between the two looks, or by another process.
+    EntryPtr known = tiers.memory.find(key);
+    if (!known) known = impl_->await_process(key, lead, poll);
+    if (known) {
+      lead.land(known);
+      return known;
     }
-    memory.count_misses({&key, 1}, {});
+    tiers.memory.count_misses({&key, 1}, {});
     try {
       const EntryPtr computed = compute();
       if (!computed || computed->key() != key) {
@@ -135,7 +200,8 @@ EntryPtr ActivationCache::get_or_compute(const Key& key, const std::function<Ent
                 std::string(computed ? "an entry with another key" : "null") +
                 "; expected an entry with the key that was asked for");
       }
-      EntryPtr stored = memory.insert(computed, scope);
+      EntryPtr stored = tiers.memory.insert(computed, scope);
+      impl_->write(stored, scope, stored->seconds(), lead.leased());
       lead.land(stored);
       return stored;
     } catch (...) {
@@ -146,39 +212,72 @@ EntryPtr ActivationCache::get_or_compute(const Key& key, const std::function<Ent
 }
 
 bool ActivationCache::remove(const Key& key) {
-  const bool there = impl_->memory.remove(key);
+  const bool there = impl_->tiers.remove(key);
   impl_->flights.detach(key);
   return there;
 }
 
 std::size_t ActivationCache::purge(std::uint64_t scope) {
-  const std::size_t count = impl_->memory.purge(scope);
+  const std::size_t count = impl_->tiers.purge(scope);
   impl_->flights.detach_all();
   return count;
 }
 
 void ActivationCache::clear() {
-  impl_->memory.clear();
+  impl_->tiers.clear();
   impl_->flights.detach_all();
 }
 
-bool ActivationCache::pin(const Key& key) { return impl_->memory.pin(key, true); }
+bool ActivationCache::pin(const Key& key) { return impl_->tiers.pin(key, true); }
 
-bool ActivationCache::unpin(const Key& key) { return impl_->memory.pin(key, false); }
+bool ActivationCache::unpin(const Key& key) { return impl_->tiers.pin(key, false); }
 
 void ActivationCache::resize(std::size_t memory) {
-  check_memory(memory, "::resize");
-  impl_->memory.resize(memory);
+  check_memory(memory, "::resize", false);
+  if (impl_->tiers.memory.bound() == 0) {
+    invalid("::resize] the cache has no memory tier; expected one that was made with memory");
+  }
+  impl_->tiers.memory.resize(memory);
 }
 
-std::vector<EntryInfo> ActivationCache::snapshot() const { return impl_->memory.snapshot(); }
+bool ActivationCache::has_store() const noexcept { return !impl_->tiers.stores().empty(); }
 
-CacheStats ActivationCache::stats() const { return impl_->memory.stats(); }
+bool ActivationCache::flush(double seconds) {
+  internal::Store* const store = impl_->tiers.store();
+  return store == nullptr || store->flush(seconds);
+}
 
-void ActivationCache::reset_stats() { impl_->memory.reset_stats(); }
+void ActivationCache::refresh() {
+  if (internal::Store* const store = impl_->tiers.store()) store->refresh();
+}
+
+std::size_t ActivationCache::pack(const std::string& path, std::optional<std::uint64_t> scope) {
+  internal::PackWriter writer(path, 0600);
+  flush(kForever);
+  for (const auto& store : impl_->tiers.stores()) {
+    store->export_entries(
+        scope, [&](const Key& key, std::uint64_t its, std::int64_t stored,
+                   std::span<const std::byte> encoded) { writer.add(key, its, stored, encoded); });
+  }
+  const Secret secret = impl_->tiers.secret(std::nullopt);
+  const std::int64_t now = std::time(nullptr);
+  for (const EntryInfo& info : snapshot()) {
+    if (scope && info.scope != *scope) continue;
+    const EntryPtr entry = impl_->tiers.memory.peek(info.key);
+    if (entry) writer.add(info.key, info.scope, now, encode_entry(*entry, secret));
+  }
+  writer.finish();
+  return writer.entries();
+}
+
+std::vector<EntryInfo> ActivationCache::snapshot() const { return impl_->tiers.memory.snapshot(); }
+
+CacheStats ActivationCache::stats() const { return impl_->tiers.stats(); }
+
+void ActivationCache::reset_stats() { impl_->tiers.reset_stats(); }
 
 void ActivationCache::trace(const std::string& path, std::size_t limit) {
-  impl_->memory.trace().open(path, limit);
+  impl_->tiers.memory.trace().open(path, limit);
 }
 
 }  // namespace tensorkey

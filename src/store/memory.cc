@@ -118,8 +118,7 @@ EntryPtr MemoryTier::peek(const Key& key) const {
 void MemoryTier::count_misses(std::span<const Key> keys, std::span<Lookup> reasons) {
   const std::lock_guard lock(mutex_);
   for (std::size_t i = 0; i < keys.size(); ++i) {
-    std::uint64_t hash = 0;
-    std::memcpy(&hash, keys[i].bytes().data(), sizeof hash);
+    const std::uint64_t hash = std::hash<Key>{}(keys[i]);
     const Block* const block = table_.find(keys[i]);
     const Lookup reason = block != nullptr && expired(*block) ? Lookup::kExpired
                           : policy_.seen(hash)                ? Lookup::kEvicted
@@ -147,6 +146,7 @@ EntryPtr MemoryTier::known(const Key& key) {
 EntryPtr MemoryTier::insert(const EntryParts& parts, std::uint64_t scope) {
   const std::size_t bytes = block_bytes(parts);
   std::unique_lock lock(mutex_);
+  if (bound_ == 0) return nullptr;
   if (EntryPtr entry = known(parts.key)) return entry;
   Block* const block = reserve(parts.key, bytes, parts.seconds);
   if (block == nullptr) {
@@ -282,10 +282,13 @@ CacheStats MemoryTier::stats() const {
   stats.misses_expired = of(Lookup::kExpired) - baseline_.misses_expired;
   stats.waits = waits_ - baseline_.waits;
   stats.hits += stats.waits;
+  stats.stored_hits = stored_hits_ - baseline_.stored_hits;
   stats.corrupt = corrupt_ - baseline_.corrupt;
   stats.bound = bound_;
-  stats.bytes = metadata_ + arena_->held();
-  stats.metadata = metadata_;
+  if (bound_ != 0) {
+    stats.bytes = metadata_ + arena_->held();
+    stats.metadata = metadata_;
+  }
   stats.pinned = pinned_;
   stats.entries = table_.size();
   stats.distinct = distinct_.estimate();

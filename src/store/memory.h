@@ -1,7 +1,7 @@
 // The memory tier: entries under keys within a bound. Readers find blocks without a lock, under an
 // epoch guard; all changes happen under one mutex, in the thread that asks for them. The policy
 // says who has to go; what was evicted stays in `limbo_` until no reader can see it, and counts in
-// the bound until its last owner lets go.
+// the bound until its last owner lets go. With a bound of 0 it stores nothing, and counts.
 #pragma once
 
 #include <cstddef>
@@ -42,6 +42,11 @@ class MemoryTier {
   // Why these keys were missed; counts them. reasons may be empty.
   void count_misses(std::span<const Key> keys, std::span<Lookup> reasons);
   [[nodiscard]] std::size_t bound() const;
+  // Hits in a tier below.
+  void count_stored_hits(std::uint64_t count) noexcept {
+    lookups_.add(Lookup::kHit, count);
+    stored_hits_.fetch_add(count, std::memory_order_relaxed);
+  }
   void count_wait() noexcept { waits_.fetch_add(1, std::memory_order_relaxed); }
   void count_corrupt() noexcept { corrupt_.fetch_add(1, std::memory_order_relaxed); }
 
@@ -98,6 +103,7 @@ class MemoryTier {
   DistinctCounter distinct_;
   std::atomic<std::uint64_t> waits_{0};
   std::atomic<std::uint64_t> corrupt_{0};
+  std::atomic<std::uint64_t> stored_hits_{0};
   Trace trace_;
 
   mutable ForkMutex mutex_;  // newer than that of trace_, which is taken under it

@@ -1,6 +1,5 @@
 // Room for entries: reserving it, evicting, waiting for readers, joining half empty slabs.
 #include <algorithm>
-#include <cstring>
 #include <new>
 #include <thread>
 #include <utility>
@@ -33,8 +32,7 @@ Block* MemoryTier::reserve(const Key& key, std::size_t bytes, double seconds) {
   // While the index grows, the old one is there too.
   const std::size_t growth = table_.growth(coming_ + 1);
   const std::size_t fixed = metadata_ + pinned_ + growth;
-  Request request{.hash = 0, .size = size, .cost = seconds};
-  std::memcpy(&request.hash, key.bytes().data(), sizeof request.hash);
+  const Request request{.hash = std::hash<Key>{}(key), .size = size, .cost = seconds};
   if (trace_.on()) [[unlikely]]
     trace_.write(request);
 

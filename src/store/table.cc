@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <new>
-#include <random>
+
+#include "store/key_hash.h"
 
 namespace tensorkey::internal {
 namespace {
@@ -48,25 +48,13 @@ struct EntryTable::Slots {
 
 void EntryTable::Free::operator()(Slots* slots) const noexcept { ::operator delete(slots); }
 
-EntryTable::EntryTable() : slots_(Slots::make(kFewest)) {
-  // Keys are digests, but a caller may make up his own: nobody shall know where they land.
-  std::random_device random;
-  for (std::uint64_t& seed : seeds_) seed = (std::uint64_t{random()} << 32) | random();
-}
+EntryTable::EntryTable() : seeds_(random_seeds<4>()), slots_(Slots::make(kFewest)) {}
 
 EntryTable::~EntryTable() { ::operator delete(slots_.load()); }
 
-// NH (Black et al., "UMAC", CRYPTO 1999) over the words of the key, with secret seeds.
+// The upper bits are the tag, the lower ones the place.
 std::uint64_t EntryTable::hash(const Key& key) const noexcept {
-  std::uint64_t sum = 0;
-  for (std::size_t i = 0; i < seeds_.size(); ++i) {
-    std::uint64_t word = 0;
-    std::memcpy(&word, key.bytes().data() + i * sizeof word, sizeof word);
-    word += seeds_[i];
-    sum += (word >> 32) * (word & 0xffffffff);
-  }
-  sum *= 0x9e3779b97f4a7c15;  // the upper bits are the tag, the lower ones the place
-  return sum ^ (sum >> 32);
+  return seeded_hash(key.bytes().data(), seeds_);
 }
 
 Block* EntryTable::find(const Key& key) const noexcept {

@@ -1,7 +1,7 @@
 """Checks what a wheel holds: the module, its stub and the Python files; no archive, no header.
 
-And the module exports nothing of the archives that are linked into it: another copy of zstd in the
-process would be mixed up with ours.
+And the module exports nothing of the archives that are linked into it: another copy of zstd or
+SQLite in the process would be mixed up with ours.
 
 usage: contents.py WHEEL
 """
@@ -30,6 +30,9 @@ REQUIRED = (
 )
 
 
+FOREIGN = re.compile(r"ZSTD|sqlite3", re.IGNORECASE)
+
+
 def exported(module: bytes) -> list[str]:
     symbols = ELFFile(io.BytesIO(module)).get_section_by_name(".dynsym").iter_symbols()
     return [symbol.name for symbol in symbols if symbol["st_shndx"] != "SHN_UNDEF"]
@@ -42,7 +45,7 @@ def problems(wheel: str) -> list[str]:
     surplus = [name for name in names if not any(re.fullmatch(p, name) for p in ALLOWED)]
     absent = [p for p in REQUIRED if not any(re.fullmatch(p, name) for name in names)]
     tag = [] if "-manylinux" in wheel else [f"not a manylinux wheel: {wheel}"]
-    foreign = {name for module in modules for name in exported(module) if "ZSTD" in name.upper()}
+    foreign = {name for module in modules for name in exported(module) if FOREIGN.search(name)}
     return (
         [f"does not belong in the wheel: {name}" for name in surplus]
         + [f"missing from the wheel: {pattern}" for pattern in absent]

@@ -1,0 +1,168 @@
+#include "store/disk/catalog.h"
+
+#include <tensorkey/error.h>
+
+#include <algorithm>
+#include <mutex>
+
+namespace tensorkey::internal {
+namespace {
+
+constexpr std::chrono::milliseconds kBetweenLooks(5);
+constexpr std::size_t kPart = 8192;  // entries for which the connection is held at a time
+
+bool unknown(const Place& place) { return place.segment == 0; }
+
+}  // namespace
+
+Catalog::Catalog(DiskContext& context)
+    : context_(context), health_(context.counters), mutex_({}, [this] { index_.reset(); }) {
+  const std::lock_guard lock(mutex_);
+  try {
+    index_ = open_index(context_);
+  } catch (const Error& error) {
+    // Somebody is slow, or stopped: this process goes on without the disk until he is done.
+    const bool locked = context_.directory.exists(kIndexFile) && !context_.directory.read_only();
+    if (error.code() != ErrorCode::kUnavailable || !locked) throw;
+    health_.failed(error);
+  }
+}
+
+Index* Catalog::index() {
+  if (index_ == nullptr) {
+    if (!health_.usable()) return nullptr;
+    index_ = open_index(context_);
+    version_ = -1;
+  }
+  return index_.get();
+}
+
+// Runs work(index), and counts its failure. False if there was one, or if the index is left alone.
+template <typename Work>
+bool Catalog::guarded(Work&& work) {
+  try {
+    Index* const index = this->index();
+    if (index == nullptr) return false;
+    work(*index);
+    health_.worked();
+    return true;
+  } catch (const std::exception& error) {
+    health_.failed(error);
+    const auto* const known = dynamic_cast<const Error*>(&error);
+    if (known == nullptr || index_ == nullptr) return false;
+    if (known->code() == ErrorCode::kCorruption) {
+      try {
+        replace_index(context_, *index_);
+      } catch (const std::exception& again) {
+        health_.failed(again);
+      }
+    }
+    if (known->code() != ErrorCode::kUnavailable) index_.reset();
+    return false;
+  }
+}
+
+void Catalog::remember(const IndexEntry& entry) {
+  if (!context_.mirror.insert(entry.key, entry.place)) overflowed_ = true;
+}
+
+void Catalog::look_at_segments(Index& index) {
+  std::unordered_map<std::uint32_t, std::uint64_t> segments;
+  for (const SegmentRow& row : index.segments()) segments.emplace(row.id, row.entries);
+  bool some_left = false;
+  for (const auto& [id, entries] : segments_) {
+    if (segments.contains(id)) continue;
+    gone_ += entries;
+    some_left = true;
+  }
+  segments_ = std::move(segments);
+  const auto alive = [this](std::uint32_t id) { return segments_.contains(id); };
+  if (some_left) context_.files.retain(alive);
+  if (gone_ > context_.mirror.entries() / 8) {
+    context_.mirror.retain(alive);
+    gone_ = 0;
+    if (overflowed_.exchange(false)) {  // there is room again for what did not fit
+      last_id_ = 0;
+      loading_ = true;
+    }
+  }
+  context_.usage.set(index.settings().period, index.entries());
+}
+
+void Catalog::synchronise(bool now) {
+  const std::lock_guard lock(mutex_);
+  if (!now && Clock::now() < looked_ + kBetweenLooks) return;
+  looked_ = Clock::now();
+  if (index_ != nullptr && index_->moved()) {
+    index_.reset();
+    context_.mirror.clear();
+    segments_.clear();
+    last_id_ = 0;
+    loading_ = true;
+  }
+  guarded([&](Index& index) {
+    const std::int64_t version = index.data_version();
+    if (version == version_) return;
+    look_at_segments(index);
+    if (!loading_) {
+      last_id_ = index.scan(last_id_, ~std::size_t{0}, [&](const IndexEntry& e) { remember(e); });
+    }
+    version_ = version;
+  });
+}
+
+bool Catalog::load() {
+  if (!loading_) return false;
+  const std::lock_guard lock(mutex_);
+  guarded([&](Index& index) {
+    if (last_id_ == 0) look_at_segments(index);
+    const std::int64_t last =
+        index.scan(last_id_, kPart, [&](const IndexEntry& e) { remember(e); });
+    if (last == last_id_) loading_ = false;
+    last_id_ = last;
+  });
+  return loading_ && health_.usable();
+}
+
+void Catalog::locate(std::span<const Key> keys, std::span<Place> places, bool now) {
+  context_.mirror.find(keys, places);
+  if (std::ranges::none_of(places, unknown)) return;
+  synchronise(now);
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    if (!unknown(places[i])) continue;
+    context_.mirror.find(keys.subspan(i, 1), places.subspan(i, 1));
+    if (unknown(places[i]) && (loading_ || overflowed_)) {
+      places[i] = look_up(keys[i]).value_or(Place{});
+    }
+  }
+}
+
+std::optional<Place> Catalog::look_up(const Key& key) {
+  const std::lock_guard lock(mutex_);
+  std::optional<Place> place;
+  guarded([&](Index& index) {
+    const std::optional<IndexEntry> entry = index.find(key);
+    if (!entry) return;
+    place = entry->place;
+    remember(*entry);
+  });
+  return place;
+}
+
+std::uint64_t Catalog::entries() {
+  const std::lock_guard lock(mutex_);
+  std::uint64_t entries = 0;
+  guarded([&](Index& index) { entries = index.entries(); });
+  return entries;
+}
+
+std::vector<IndexEntry> Catalog::next_entries(std::int64_t& after) {
+  const std::lock_guard lock(mutex_);
+  std::vector<IndexEntry> entries;
+  guarded([&](Index& index) {
+    after = index.scan(after, kPart, [&](const IndexEntry& entry) { entries.push_back(entry); });
+  });
+  return entries;
+}
+
+}  // namespace tensorkey::internal

@@ -1,0 +1,224 @@
+#include "store/disk/context.h"
+
+#include <tensorkey/error.h>
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <mutex>
+#include <random>
+#include <system_error>
+
+namespace tensorkey::internal {
+namespace {
+
+using std::chrono::milliseconds;
+
+constexpr std::uint64_t kDefaultLimit = std::uint64_t{10} << 30;
+constexpr milliseconds kFirstPause(20);
+constexpr milliseconds kLongestPause(5000);
+constexpr milliseconds kIndexPatience(1000);
+
+class IndexLock {
+ public:
+  explicit IndexLock(DiskContext& context) : context_(context) {
+    if (!context.leases.lock_index(kIndexPatience)) {
+      throw Error(ErrorCode::kUnavailable,
+                  "[ActivationCache] another process is making the index of " +
+                      context.directory.path() + "; expected it to be done within a second");
+    }
+  }
+  ~IndexLock() { context_.leases.unlock_index(); }
+  IndexLock(const IndexLock&) = delete;
+  IndexLock& operator=(const IndexLock&) = delete;
+
+ private:
+  DiskContext& context_;
+};
+
+std::uint64_t wanted_limit(const DiskContext& context) {
+  const std::uint64_t limit = context.options.disk_limit;
+  return limit == 0 ? kDefaultLimit : limit;
+}
+
+std::unique_ptr<Index> open_existing(const DiskContext& context) {
+  return std::make_unique<Index>(Index::Options{.path = context.directory.path_of(kIndexFile),
+                                                .read_only = context.directory.read_only(),
+                                                .wal_bytes = log_bytes(wanted_limit(context))});
+}
+
+// All records of a segment become rows of the index. The segment keeps its number, which stands in
+// its head, and stays open: a writer that still has it is noticed by its lock.
+void restore_segment(Index& index, const SegmentFiles::File& file, std::uint64_t size) {
+  Index::Write write(index);
+  index.add_segment(file.mark, size, kSegmentHead, file.id);
+  std::uint64_t end = kSegmentHead;
+  scan_records(file, [&](const RecordHead& head, double cost) {
+    const Place place{
+        .segment = file.id, .offset = head.offset, .length = kRecordHead + head.length};
+    index.add({.key = head.key,
+               .scope = head.scope,
+               .place = place,
+               .cost = cost,
+               .hits = 1,
+               .used = head.stored});
+    end = std::max(end, place.offset + place.length);
+  });
+  index.set_end(file.id, end);
+  write.commit();
+}
+
+// Makes an index of the segments that are there. REQUIRES: the index lock.
+void make_index(DiskContext& context) {
+  const Directory& directory = context.directory;
+  std::random_device random;
+  const std::string name = std::string(kNewIndexFile) + std::to_string(random());
+  const std::string path = directory.path_of(name);
+  const auto remove_files = [&] {
+    for (const char* const suffix : {"", "-wal", "-shm", "-journal"}) {
+      directory.remove(name + suffix);
+    }
+  };
+  try {
+    Index::create(path, directory.file_mode(), wanted_limit(context));
+    const std::vector<std::uint64_t> ids = directory.segments();
+    if (!ids.empty()) {
+      Index index({.path = path});
+      for (const std::uint64_t id : ids) {
+        const SegmentFiles::FilePtr file = context.files.open(static_cast<std::uint32_t>(id));
+        if (file == nullptr) continue;  // nothing says which records are its: an orphan
+        struct stat status {};
+        if (::fstat(file->descriptor.get(), &status) != 0) continue;
+        restore_segment(index, *file, static_cast<std::uint64_t>(status.st_size));
+      }
+      index.checkpoint();
+    }
+    for (const char* const suffix : {"-wal", "-shm"}) directory.remove(name + suffix);
+    if (!directory.rename(name, kIndexFile)) {
+      throw Error(ErrorCode::kIo, "[ActivationCache] " + path + " cannot become the index: " +
+                                      std::generic_category().message(errno));
+    }
+  } catch (...) {
+    remove_files();
+    throw;
+  }
+}
+
+// REQUIRES: the index lock. The log of a damaged index is of no use without it.
+void set_aside(DiskContext& context) {
+  const Directory& directory = context.directory;
+  directory.rename(kIndexFile, kDamagedIndexFile);
+  for (const char* const suffix : {"-wal", "-shm", "-journal"}) {
+    directory.remove(std::string(kIndexFile) + suffix);
+  }
+  make_index(context);
+  ++context.counters.rebuilds;
+}
+
+}  // namespace
+
+void DiskCounters::add_to(DiskStats& stats) const {
+  stats.hits += hits;
+  stats.misses += misses;
+  stats.insertions += insertions;
+  stats.inserted_bytes += inserted_bytes;
+  stats.written_bytes += written_bytes;
+  stats.rejections += rejections;
+  stats.dropped += dropped;
+  stats.evictions += evictions;
+  stats.corrupt += corrupt;
+  stats.stale += stale;
+  stats.expired += expired;
+  stats.errors += errors;
+  stats.lease_waits += lease_waits;
+  stats.lease_timeouts += lease_timeouts;
+  stats.rebuilds += rebuilds;
+}
+
+void DiskCounters::reset() noexcept {
+  for (Counter* const counter : {&hits, &misses, &insertions, &inserted_bytes, &written_bytes,
+                                 &rejections, &dropped, &evictions, &corrupt, &stale, &expired,
+                                 &errors, &lease_waits, &lease_timeouts, &rebuilds}) {
+    counter->store(0);
+  }
+}
+
+bool Health::usable() const noexcept {
+  if (!failing_.load(std::memory_order_relaxed)) return true;
+  const std::lock_guard lock(mutex_);
+  return Clock::now() >= until_;
+}
+
+void Health::failed(const std::exception& error) noexcept {
+  ++counters_.errors;
+  const std::lock_guard lock(mutex_);
+  failing_ = true;
+  pause_ = std::clamp<Clock::duration>(2 * pause_, kFirstPause, kLongestPause);
+  until_ = Clock::now() + pause_;
+  try {
+    text_ = error.what();
+  } catch (const std::bad_alloc&) {
+    text_.clear();
+  }
+}
+
+void Health::worked() noexcept {
+  if (!failing_.load(std::memory_order_relaxed)) return;
+  const std::lock_guard lock(mutex_);
+  failing_ = false;
+  pause_ = {};
+  text_.clear();
+}
+
+std::string Health::text() const {
+  const std::lock_guard lock(mutex_);
+  return failing_ ? text_ : std::string();
+}
+
+std::uint64_t log_bytes(std::uint64_t limit) noexcept {
+  return std::clamp<std::uint64_t>(limit / 32, std::uint64_t{128} << 10, std::uint64_t{4} << 20);
+}
+
+DiskContext::DiskContext(const CacheOptions& the_options)
+    : options(the_options),
+      directory(
+          {.path = options.disk, .mode = options.mode, .allow_network = options.allow_network}),
+      files(directory),
+      mirror(options.index_limit),
+      leases(directory) {}
+
+std::unique_ptr<Index> open_index(DiskContext& context) {
+  const bool read_only = context.directory.read_only();
+  try {
+    if (context.directory.exists(kIndexFile)) return open_existing(context);
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kCorruption || read_only) throw;
+  }
+  if (read_only) {
+    throw Error(ErrorCode::kUnavailable,
+                "[ActivationCache] " + context.directory.path() +
+                    " has no index and cannot be written; expected one that a process that may "
+                    "write has made");
+  }
+  const IndexLock lock(context);
+  if (!context.directory.exists(kIndexFile)) {
+    make_index(context);
+  } else {
+    try {
+      return open_existing(context);  // made while this process waited
+    } catch (const Error& error) {
+      if (error.code() != ErrorCode::kCorruption) throw;
+      set_aside(context);
+    }
+  }
+  return open_existing(context);
+}
+
+void replace_index(DiskContext& context, const Index& damaged) {
+  if (context.directory.read_only()) return;
+  const IndexLock lock(context);
+  if (!damaged.moved()) set_aside(context);
+}
+
+}  // namespace tensorkey::internal

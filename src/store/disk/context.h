@@ -1,0 +1,79 @@
+// What the parts of a disk tier share: its options, its files, its counters, and whether it works.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <string>
+
+#include <tensorkey/cache.h>
+
+#include "base/fork.h"
+#include "store/disk/directory.h"
+#include "store/disk/index.h"
+#include "store/disk/leases.h"
+#include "store/disk/mirror.h"
+#include "store/disk/segment.h"
+#include "store/disk/usage.h"
+
+namespace tensorkey::internal {
+
+// Of one process since it opened the directory.
+struct DiskCounters {
+  using Counter = std::atomic<std::uint64_t>;
+  Counter hits{0}, misses{0}, insertions{0}, inserted_bytes{0}, written_bytes{0}, rejections{0};
+  Counter dropped{0}, evictions{0}, corrupt{0}, stale{0}, expired{0}, errors{0};
+  Counter lease_waits{0}, lease_timeouts{0}, rebuilds{0};
+
+  void add_to(DiskStats& stats) const;
+  void reset() noexcept;
+};
+
+// Whether the index can be used. After a failure it is left alone for a while, twice as long each
+// time, so that a store that is gone or locked costs its callers nothing. Thread-safe.
+class Health {
+ public:
+  explicit Health(DiskCounters& counters) : counters_(counters) {}
+
+  [[nodiscard]] bool usable() const noexcept;
+  void failed(const std::exception& error) noexcept;
+  void worked() noexcept;
+  [[nodiscard]] std::string text() const;  // why not; empty if it is usable
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  DiskCounters& counters_;
+  mutable ForkMutex mutex_;
+  Clock::time_point until_{};
+  Clock::duration pause_{};
+  std::string text_;
+  std::atomic<bool> failing_{false};
+};
+
+struct DiskContext {
+  explicit DiskContext(const CacheOptions& the_options);
+
+  const CacheOptions options;
+  DiskCounters counters;
+  Directory directory;
+  SegmentFiles files;
+  Mirror mirror;
+  Leases leases;
+  Usage usage;
+};
+
+// Opens the index of a directory. Where there is none it is made; one that is damaged is set aside
+// as index.db.damaged and made anew from the records of the segments. Throws as Index does, and
+// kUnavailable when another process is at it for longer than a second.
+[[nodiscard]] std::unique_ptr<Index> open_index(DiskContext& context);
+
+// After kCorruption: sets aside the file that this connection has, unless somebody did so already,
+// and makes a new one. Throws as open_index.
+void replace_index(DiskContext& context, const Index& damaged);
+
+// The size at which SQLite's log is cut back.
+[[nodiscard]] std::uint64_t log_bytes(std::uint64_t limit) noexcept;
+
+}  // namespace tensorkey::internal

@@ -1,0 +1,366 @@
+#include "store/disk/writer.h"
+
+#include <tensorkey/error.h>
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <csignal>
+#include <ctime>
+#include <mutex>
+
+namespace tensorkey::internal {
+namespace {
+
+constexpr std::chrono::seconds kBetweenReports(1);
+constexpr std::size_t kMostRows = 2048;  // of a transaction
+constexpr std::size_t kMostBad = 1024;
+constexpr double kPeriodTurnovers = 10;  // accesses of each entry before frequencies halve
+constexpr double kLeastPeriod = 10'000;
+constexpr double kLeastCost = 1e-9;  // so that frequency counts where costs are 0
+constexpr int kVacuumPages = 256;
+
+std::size_t queue_bytes(std::uint64_t limit) {
+  return std::clamp<std::uint64_t>(limit / 8, std::uint64_t{1} << 20, std::uint64_t{32} << 20);
+}
+
+}  // namespace
+
+Writer::Writer(DiskContext& context, Catalog& catalog)
+    : context_(context),
+      catalog_(catalog),
+      health_(context.counters),
+      mutex_([this] { segment_.reset(); }, [this] { index_.reset(); }),
+      bad_mutex_([this] { bad_.clear(); }),
+      queue_(queue_bytes(context.options.disk_limit == 0 ? std::uint64_t{1} << 30
+                                                         : context.options.disk_limit)),
+      thread_mutex_([this] {
+        static_cast<void>(thread_.release());  // the parent's
+        running_ = false;
+        stopping_ = false;
+      }) {
+  if (context_.directory.read_only()) return;
+  const std::lock_guard lock(mutex_);
+  guarded([&](Index& index) {
+    settings_ = index.settings();
+    const std::uint64_t wanted = context_.options.disk_limit;
+    if (wanted != 0 && wanted != settings_.limit) {
+      Index::Write write(index);
+      index.set_limit(wanted);
+      write.commit();
+      settings_.limit = wanted;
+    }
+    shrink(index);
+  });
+}
+
+Writer::~Writer() {
+  stop();
+  while (const std::shared_ptr<Batch> batch = queue_.take(0)) {
+    write(*batch);
+    queue_.written();
+  }
+  upkeep();
+}
+
+// --- The thread
+
+void Writer::start() {
+  if (running_ || stopping_) return;
+  const std::lock_guard lock(thread_mutex_);
+  if (thread_ != nullptr) return;
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);  // signals are for the threads of the program
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  try {
+    thread_ = std::make_unique<std::thread>([this] { run(); });
+    running_ = true;
+  } catch (const std::exception& error) {
+    health_.failed(error);  // what waits is written by the destructor
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+void Writer::stop() {
+  stopping_ = true;
+  queue_.wake();
+  const std::lock_guard lock(thread_mutex_);
+  if (thread_ != nullptr) thread_->join();
+  thread_.reset();
+  running_ = false;
+}
+
+void Writer::run() {
+  while (!stopping_) {
+    const bool loading = catalog_.load();
+    if (const auto batch = queue_.take(loading ? 0 : 0.5)) {
+      write(*batch);
+      queue_.written();
+    }
+    if (Clock::now() >= reported_ + kBetweenReports) upkeep();
+  }
+}
+
+// --- Work under the mutex
+
+Index* Writer::index() {
+  if (index_ != nullptr && index_->moved()) {
+    index_.reset();
+    segment_.reset();  // another index may know less of it than was written
+  }
+  if (index_ == nullptr) {
+    if (context_.directory.read_only() || !health_.usable()) return nullptr;
+    index_ = open_index(context_);
+  }
+  return index_.get();
+}
+
+template <typename Work>
+bool Writer::guarded(Work&& work) {
+  try {
+    Index* const index = this->index();
+    if (index == nullptr) return false;
+    work(*index);
+    health_.worked();
+    return true;
+  } catch (const std::exception& error) {
+    health_.failed(error);
+    const auto* const known = dynamic_cast<const Error*>(&error);
+    if (known != nullptr && known->code() == ErrorCode::kCorruption && index_ != nullptr) {
+      try {
+        replace_index(context_, *index_);
+      } catch (const std::exception& again) {
+        health_.failed(again);
+      }
+    }
+    // A lock that others hold says nothing about the connection.
+    if (known == nullptr || known->code() != ErrorCode::kUnavailable) {
+      index_.reset();
+      segment_.reset();
+    }
+    return false;
+  }
+}
+
+void Writer::write(Batch& batch) {
+  const std::lock_guard lock(mutex_);
+  Items items;
+  for (std::size_t i = 0; i < batch.items.size(); ++i) {
+    if (!batch.items[i].cancelled && wants(batch.items[i].key)) items.push_back(i);
+  }
+  guarded([&](Index& index) { write_items(index, batch, items); });
+  context_.counters.dropped += items.size();
+}
+
+// What was written or refused is taken off `items`.
+void Writer::write_items(Index& index, Batch& batch, Items& items) {
+  settings_ = index.settings();
+  if (const auto bad = take_bad(&batch); !bad.empty()) {
+    Index::Write write(index);
+    for (const auto& [key, place] : bad) index.remove(key, place);
+    write.commit();
+  }
+  while (!items.empty()) {
+    const std::size_t first = batch.items[items[0]].length;
+    if (!segment_ || segment_->left() < first) {
+      if (!make_room(index, batch, items)) return;
+      continue;
+    }
+    std::size_t count = 0;
+    std::uint64_t bytes = 0;
+    while (count < items.size() && count < kMostRows) {
+      bytes += batch.items[items[count]].length;
+      if (bytes > segment_->left()) break;
+      ++count;
+    }
+    while (count > 1 && Index::growth(count) > settings_.limit / 16) count /= 2;
+    while (!fits_bound(index, count)) {
+      if (!evict(index, nullptr)) return;
+    }
+    write_part(index, batch, std::span(items).first(count));
+    items.erase(items.begin(), items.begin() + static_cast<std::ptrdiff_t>(count));
+  }
+}
+
+// Whether the index may grow by so many entries.
+bool Writer::fits_bound(Index& index, std::size_t entries) const {
+  return index.segment_bytes() + index.file_bytes() + Index::growth(entries) <= settings_.limit;
+}
+
+// The bytes first, then the rows: who sees a row finds its record.
+void Writer::write_part(Index& index, Batch& batch, std::span<const std::size_t> items) {
+  SegmentWriter& segment = *segment_;
+  const std::uint64_t begin = segment.end();
+  const std::int64_t now = std::time(nullptr);
+  std::vector<IndexEntry> entries;
+  entries.reserve(items.size());
+  std::uint64_t at = begin;
+  for (const std::size_t i : items) {
+    const Batch::Item& item = batch.items[i];
+    write_record_head({.key = item.key,
+                       .scope = item.scope,
+                       .stored = item.stored == 0 ? now : item.stored,
+                       .length = item.length - kRecordHead,
+                       .offset = at,
+                       .mark = segment.mark()},
+                      batch.record(item).first<kRecordHead>());
+    entries.push_back({.key = item.key,
+                       .scope = item.scope,
+                       .place = {.segment = segment.id(), .offset = at, .length = item.length},
+                       .cost = std::max(item.cost, kLeastCost),
+                       .hits = item.hits == 0 ? context_.usage.frequency(item.key) : item.hits,
+                       .used = item.used == 0 ? now : item.used});
+    at += item.length;
+  }
+  std::vector<bool> added(items.size());
+  try {
+    for (std::size_t i = 0; i < items.size();) {  // what lies together is written together
+      const std::size_t from = batch.items[items[i]].at;
+      std::size_t to = from;
+      for (; i < items.size() && batch.items[items[i]].at == to; ++i) {
+        to += batch.items[items[i]].length;
+      }
+      segment.append(std::span(batch.bytes).subspan(from, to - from));
+    }
+    Index::Write write(index);
+    if (!fits_bound(index, items.size())) {
+      throw Error(ErrorCode::kExhausted,
+                  "[ActivationCache] the index has no room to grow within the limit of " +
+                      context_.directory.path());
+    }
+    for (std::size_t i = 0; i < entries.size(); ++i) added[i] = index.add(entries[i]);
+    index.set_end(segment.id(), segment.end());
+    write.commit();
+  } catch (...) {
+    segment.rewind(begin);
+    throw;
+  }
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    const Batch::Item& item = batch.items[items[i]];
+    context_.counters.written_bytes += item.length;
+    if (!added[i]) continue;
+    context_.mirror.insert(entries[i].key, entries[i].place);
+    if (item.hits != 0) continue;  // it was there before
+    ++context_.counters.insertions;
+    context_.counters.inserted_bytes += item.length;
+  }
+}
+
+// --- Removal
+
+bool Writer::remove(const Key& key) {
+  bool there = queue_.cancel([&](const Batch::Item& item) { return item.key == key; }) > 0;
+  const std::lock_guard lock(mutex_);
+  guarded([&](Index& index) {
+    Index::Write write(index);
+    const std::optional<Place> place = index.remove(key);
+    write.commit();
+    if (!place) return;
+    there = true;
+    void_record(context_.directory, *place);
+    context_.mirror.erase(key, *place);
+  });
+  return there;
+}
+
+std::size_t Writer::purge(std::uint64_t scope) {
+  std::size_t count = queue_.cancel([&](const Batch::Item& item) { return item.scope == scope; });
+  const std::lock_guard lock(mutex_);
+  guarded([&](Index& index) {
+    Index::Write write(index);
+    const std::vector<Place> places = index.remove_scope(scope);
+    write.commit();
+    count += places.size();
+    for (const Place& place : places) void_record(context_.directory, place);
+  });
+  return count;
+}
+
+void Writer::clear() {
+  queue_.cancel([](const Batch::Item&) { return true; });
+  const std::lock_guard lock(mutex_);
+  guarded([&](Index& index) {
+    segment_.reset();
+    std::vector<std::uint32_t> gone;
+    std::vector<Place> voided;
+    Index::Write write(index);
+    for (const SegmentRow& row : index.segments()) {
+      if (unlocked(context_.directory, row.id)) {
+        index.remove_segment(row);
+        gone.push_back(row.id);
+        continue;
+      }
+      for (const IndexEntry& entry : index.entries_of(row)) {
+        if (index.remove(entry.key, entry.place)) voided.push_back(entry.place);
+      }
+    }
+    write.commit();
+    for (const std::uint32_t id : gone) erase_segment(context_.directory, id);
+    for (const Place& place : voided) void_record(context_.directory, place);
+    context_.mirror.clear();
+  });
+}
+
+bool Writer::wants(const Key& key) const {
+  Place place;
+  context_.mirror.find({&key, 1}, {&place, 1});
+  if (place.segment == 0) return true;
+  const std::lock_guard lock(bad_mutex_);
+  return bad_.contains(key);
+}
+
+void Writer::report(const Key& key, const Place& place, bool foreign) {
+  const std::lock_guard lock(bad_mutex_);
+  if (bad_.size() < kMostBad) bad_[key] = {.place = place, .foreign = foreign};
+}
+
+// The rows that are to go: before a batch is written those of its keys, else all but the foreign.
+std::vector<std::pair<Key, Place>> Writer::take_bad(const Batch* batch) {
+  std::vector<std::pair<Key, Place>> taken;
+  const std::lock_guard lock(bad_mutex_);
+  const auto take = [&](auto found) {
+    taken.emplace_back(found->first, found->second.place);
+    return bad_.erase(found);
+  };
+  if (batch == nullptr) {
+    for (auto each = bad_.begin(); each != bad_.end();) {
+      each = each->second.foreign ? std::next(each) : take(each);
+    }
+  } else if (!bad_.empty()) {
+    for (const Batch::Item& item : batch->items) {
+      if (const auto found = bad_.find(item.key); found != bad_.end()) take(found);
+    }
+  }
+  return taken;
+}
+
+void Writer::upkeep() {
+  reported_ = Clock::now();
+  const Usage::Report usage = context_.usage.report();
+  const std::vector<std::pair<Key, Place>> bad = take_bad(nullptr);
+  if (context_.directory.read_only()) return;
+  const std::lock_guard lock(mutex_);
+  guarded([&](Index& index) {
+    const double period =
+        std::max(kLeastPeriod, kPeriodTurnovers * static_cast<double>(index.entries()));
+    if (!bad.empty() || usage.accesses > 0) {
+      Index::Write write(index);
+      for (const auto& [key, place] : bad) index.remove(key, place);
+      index.add_hits(usage.hits, std::time(nullptr), usage.accesses, period);
+      write.commit();
+    }
+    settings_ = index.settings();
+    shrink(index);
+    index.vacuum(kVacuumPages);
+    if (index.log_bytes() > log_bytes(settings_.limit)) index.checkpoint();
+  });
+}
+
+std::uint64_t Writer::limit() {
+  const std::lock_guard lock(mutex_);
+  if (settings_.limit == 0) guarded([&](Index& index) { settings_ = index.settings(); });
+  return settings_.limit != 0 ? settings_.limit : context_.options.disk_limit;
+}
+
+}  // namespace tensorkey::internal

@@ -1,0 +1,153 @@
+#include "store/tiers.h"
+
+#include <algorithm>
+
+#include "store/disk/disk.h"
+#include "store/disk/pack_store.h"
+
+namespace tensorkey::internal {
+namespace {
+
+constexpr std::uint64_t kToldHits = 16;  // a hit in memory out of so many is told to the store
+constexpr double kLongestLease = 0.5;    // seconds, unless the caller says another number
+
+}  // namespace
+
+Tiers::Tiers(const CacheOptions& options)
+    : memory(options), secret_(options.secret), lease_timeout_(options.lease_timeout) {
+  if (!options.disk.empty()) {
+    stores_.push_back(std::make_unique<DiskTier>(options));
+    store_ = stores_.back().get();
+  }
+  if (!options.pack.empty()) {
+    stores_.push_back(std::make_unique<PackStore>(options));
+    pack_ = stores_.back().get();
+  }
+}
+
+Secret Tiers::secret(const Secret& own) const noexcept {
+  if (own || !secret_) return own;
+  return std::span<const std::uint8_t, 32>(*secret_);
+}
+
+void Tiers::find(std::span<const Key> keys, std::span<EntryPtr> out, const Secret& secret) {
+  memory.find(keys, out);
+  if (stores_.empty()) return;
+  if (store_ != nullptr) {
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+      if (!out[i] || ++turn_ % kToldHits != 0) continue;
+      store_->touch(keys[i], static_cast<double>(kToldHits));
+    }
+  }
+  find_below(keys, out, secret);
+}
+
+void Tiers::find_below(std::span<const Key> keys, std::span<EntryPtr> out, const Secret& secret) {
+  for (const std::unique_ptr<Store>& store : stores_) {
+    std::vector<Key> missing;
+    std::vector<std::size_t> places;
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+      if (out[i]) continue;
+      missing.push_back(keys[i]);
+      places.push_back(i);
+    }
+    if (missing.empty()) return;
+    std::uint64_t found = 0;
+    store->find(missing, this->secret(secret),
+                [&](std::size_t i, const EntryParts& parts, std::uint64_t scope) {
+                  EntryPtr entry = memory.insert(parts, scope);
+                  out[places[i]] = entry ? std::move(entry) : make_entry(parts);
+                  ++found;
+                });
+    if (found > 0) memory.count_stored_hits(found);
+  }
+}
+
+bool Tiers::read(const Key& key, std::span<std::byte> out) {
+  if (memory.read(key, out)) return true;
+  for (const std::unique_ptr<Store>& store : stores_) {
+    if (store->read(key, out, secret(std::nullopt))) {
+      memory.count_stored_hits(1);
+      return true;
+    }
+  }
+  return false;
+}
+
+bool Tiers::contains(const Key& key) {
+  if (memory.peek(key)) return true;
+  return std::ranges::any_of(stores_, [&](const auto& store) { return store->contains(key); });
+}
+
+EntryPtr Tiers::keep(const EntryParts& parts, std::uint64_t scope) {
+  EntryPtr entry = memory.insert(parts, scope);
+  if (!entry && store_ != nullptr) entry = make_entry(parts);
+  return entry;
+}
+
+bool Tiers::remove(const Key& key) {
+  bool there = memory.remove(key);
+  for (const std::unique_ptr<Store>& store : stores_) there |= store->remove(key);
+  return there;
+}
+
+std::size_t Tiers::purge(std::uint64_t scope) {
+  std::size_t count = memory.purge(scope);
+  // An entry is in memory and below: the larger number is that of all.
+  for (const std::unique_ptr<Store>& store : stores_) count = std::max(count, store->purge(scope));
+  return count;
+}
+
+void Tiers::clear() {
+  memory.clear();
+  for (const std::unique_ptr<Store>& store : stores_) store->clear();
+}
+
+bool Tiers::pin(const Key& key, bool pinned) {
+  if (memory.pin(key, pinned)) return true;
+  if (!pinned || stores_.empty()) return false;
+  EntryPtr entry;
+  find_below({&key, 1}, {&entry, 1}, std::nullopt);
+  return entry && memory.pin(key, pinned);
+}
+
+void Tiers::claim(std::span<const Key> keys, const Secret& secret, std::span<EntryPtr> found,
+                  std::span<Claim> claims) {
+  std::ranges::fill(claims, Claim::kCompute);
+  if (store_ == nullptr || keys.size() > Leases::kMost || !store_->shared()) return;
+  std::vector<std::uint8_t> mine(keys.size());
+  store_->lease(keys, mine);
+  // Who had a lease published before he gave it back, so this look sees it.
+  store_->refresh();
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    const std::span<const Key> key = keys.subspan(i, 1);
+    if (store_->contains(keys[i])) find_below(key, found.subspan(i, 1), secret);
+    if (found[i]) {
+      claims[i] = Claim::kFound;
+      if (mine[i] != 0) store_->release(key);
+    } else if (mine[i] != 0) {
+      claims[i] = Claim::kLeased;
+    } else if (!store_->distrusted(keys[i])) {
+      claims[i] = Claim::kOthers;
+    }
+  }
+}
+
+double Tiers::lease_patience(std::optional<double> seconds) const noexcept {
+  if (lease_timeout_ >= 0) return lease_timeout_;
+  return std::min(seconds.value_or(kLongestLease), kLongestLease);
+}
+
+CacheStats Tiers::stats() const {
+  CacheStats stats = memory.stats();
+  if (store_ != nullptr) stats.disk = store_->stats();
+  if (pack_ != nullptr) stats.pack = pack_->stats();
+  return stats;
+}
+
+void Tiers::reset_stats() {
+  memory.reset_stats();
+  for (const std::unique_ptr<Store>& store : stores_) store->reset_stats();
+}
+
+}  // namespace tensorkey::internal
