@@ -112,7 +112,7 @@ int tensor_get_buffer(PyObject* object, Py_buffer* out, int flags) {
   out->ndim = static_cast<int>(self->shape.size());
   out->format = (flags & PyBUF_FORMAT) != 0 ? const_cast<char*>(format_of(parts.dtype)) : nullptr;
   out->shape = (flags & PyBUF_ND) != 0 ? self->shape.data() : nullptr;
-  if (out->shape == nullptr) out->ndim = 1;
+  if ((flags & PyBUF_ND) == 0) out->ndim = 1;
   out->strides = (flags & PyBUF_STRIDES) == PyBUF_STRIDES ? self->strides.data() : nullptr;
   out->suboffsets = nullptr;
   out->internal = nullptr;

@@ -50,7 +50,7 @@ def test_what_goes_in_comes_out(cache, array):
     out = np.asarray(entry[0])
     np.testing.assert_array_equal(out, array)
     assert out.dtype == array.dtype.newbyteorder("=")
-    assert entry[0].shape == array.shape
+    assert entry[0].shape == out.shape == array.shape
     assert entry[0].dtype == array.dtype.name
     assert entry[0].nbytes == array.nbytes
     assert entry.key == key(1)

@@ -43,29 +43,40 @@ void DiskTier::find(std::span<const Key> keys, const Secret& secret, const Take&
   catalog_.locate(keys, places, false);
   std::ranges::sort(order, {},
                     [&](std::size_t i) { return std::pair(places[i].segment, places[i].offset); });
-  std::vector<Key> found;
+  std::vector<Usage::Hit> found;
   std::vector<Key> missed;
   for (const std::size_t i : order) {
-    const bool there = places[i].segment != 0 && find_at(keys[i], places[i], secret, i, take);
-    (there ? found : missed).push_back(keys[i]);
+    std::optional<double> cost;
+    if (places[i].segment != 0) {
+      cost = find_at(keys[i], places[i], secret,
+                     [&](const EntryParts& parts, std::uint64_t scope) { take(i, parts, scope); });
+    }
+    if (cost) {
+      found.push_back({.key = keys[i], .segment = places[i].segment, .cost = *cost});
+    } else {
+      missed.push_back(keys[i]);
+    }
   }
   context_.counters.hits += waiting + found.size();
   context_.counters.misses += missed.size();
   context_.usage.add(found, missed);
 }
 
-bool DiskTier::find_at(const Key& key, Place place, const Secret& secret, std::size_t i,
-                       const Take& take) {
+// What the entry cost, if it was taken. `place` becomes where it was.
+std::optional<double> DiskTier::find_at(
+    const Key& key, Place& place, const Secret& secret,
+    const std::function<void(const EntryParts&, std::uint64_t)>& take) {
   RecordHead head;
   const std::span record = record_of(key, place, head);
-  if (record.empty()) return false;
-  if (decode_stored(key, record.subspan(kRecordHead), secret,
-                    [&](const EntryParts& parts) { take(i, parts, head.scope); })) {
-    return true;
-  }
+  if (record.empty()) return std::nullopt;
+  std::optional<double> cost;
+  decode_stored(key, record.subspan(kRecordHead), secret, [&](const EntryParts& parts) {
+    take(parts, head.scope);
+    cost = parts.seconds;
+  });
   // Under another secret than this one, or none, it may be right for somebody else.
-  bad(key, place, secret || is_keyed(record.subspan(kRecordHead)));
-  return false;
+  if (!cost) bad(key, place, secret || is_keyed(record.subspan(kRecordHead)));
+  return cost;
 }
 
 // The bytes are valid until this thread reads again. `place` becomes where it was found.
@@ -138,7 +149,7 @@ bool DiskTier::read(const Key& key, std::span<std::byte> out, const Secret& secr
   }
   if (found) {
     ++context_.counters.hits;
-    context_.usage.add({&key, 1}, {});
+    touch(key, 0, 1);
     return true;
   }
   find({&key, 1}, secret, [&](std::size_t, const EntryParts& parts, std::uint64_t) {
@@ -204,7 +215,13 @@ bool DiskTier::flush(double seconds) {
 
 void DiskTier::refresh() { catalog_.synchronise(true); }
 
-void DiskTier::touch(const Key& key, double hits) { context_.usage.add({&key, 1}, {}, hits); }
+void DiskTier::touch(const Key& key, double cost, double hits) {
+  Place place;
+  context_.mirror.find({&key, 1}, {&place, 1});
+  if (place.segment == 0) return;
+  const Usage::Hit hit{.key = key, .segment = place.segment, .cost = cost, .count = hits};
+  context_.usage.add({&hit, 1}, {});
+}
 
 void DiskTier::export_entries(const std::optional<std::uint64_t>& scope, const Export& take) {
   std::int64_t after = 0;

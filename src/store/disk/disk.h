@@ -40,7 +40,7 @@ class DiskTier final : public Store {
   void clear() override;
   bool flush(double seconds) override;
   void refresh() override;
-  void touch(const Key& key, double hits) override;
+  void touch(const Key& key, double cost, double hits) override;
   void export_entries(const std::optional<std::uint64_t>& scope, const Export& take) override;
   [[nodiscard]] DiskStats stats() override;
   void reset_stats() override { context_.counters.reset(); }
@@ -52,7 +52,8 @@ class DiskTier final : public Store {
   void distrust(const Key& key) override;
 
  private:
-  bool find_at(const Key& key, Place place, const Secret& secret, std::size_t i, const Take& take);
+  std::optional<double> find_at(const Key& key, Place& place, const Secret& secret,
+                                const std::function<void(const EntryParts&, std::uint64_t)>& take);
   // A record in memory that is this key's and not expired; empty if there is none.
   std::span<const std::byte> record_of(const Key& key, Place& place, RecordHead& head);
   std::span<const std::byte> read_record(const Key& key, const Place& place, RecordHead& head,

@@ -2,9 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <sys/stat.h>
-#include <unistd.h>
 
-#include <algorithm>
 #include <array>
 #include <cmath>
 #include <fstream>
@@ -114,7 +112,7 @@ void clear(const Folder& folder) {
 TEST(IndexDamage, FlippedBytesAreNeverFatal) {
   const Folder folder;
   const std::string whole = whole_index(folder);
-  std::mt19937 random(1);  // NOLINT(cert-msc32-c,cert-msc51-cpp): the same in every run
+  std::mt19937 random(1);
   int usable = 0;
   for (int i = 0; i < 1000; ++i) {
     std::string bytes = whole;
@@ -142,7 +140,7 @@ TEST(IndexDamage, AFlippedLogIsNeverFatal) {
   }
   const std::string log = read_file(folder.index() + "-wal");
   const std::string shared = read_file(folder.index() + "-shm");
-  std::mt19937 random(2);  // NOLINT(cert-msc32-c,cert-msc51-cpp)
+  std::mt19937 random(2);
   for (int i = 0; i < 200; ++i) {
     std::string bad_log = log;
     std::string bad_shared = shared;

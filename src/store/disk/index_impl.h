@@ -1,9 +1,10 @@
-// What an Index is made of: shared by its reading half (index.cc) and its writing half
-// (index_write.cc).
+// What an Index is made of: shared by its reading half (index.cc), its writing half
+// (index_write.cc), and how it comes to be (index_open.cc).
 #pragma once
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -21,6 +22,10 @@ inline constexpr std::uint64_t kLogFrame = kIndexPage + 24;
 
 // After so many periods all hits are scaled back: 2^500 times them is still a number.
 inline constexpr std::int64_t kPeriods = 500;
+
+// The highest numbers that a row may have. More ids than that are left to be given.
+inline constexpr std::int64_t kMostSegments = std::numeric_limits<std::uint32_t>::max();
+inline constexpr std::int64_t kLastId = std::int64_t{1} << 62;
 
 // Rows may have been changed by anybody: one that the library would not have written reads as
 // nothing. Columns are counted from `first`.

@@ -17,12 +17,25 @@ std::uint64_t hash_of(const Key& key) { return std::hash<Key>{}(key); }
 
 }  // namespace
 
-Usage::Usage() : mutex_([this] { hits_.clear(); }) { ghosts_.reserve(kFewestGhosts); }
+Usage::Usage()
+    : mutex_([this] {
+        hits_.clear();
+        worth_.clear();
+      }) {
+  ghosts_.reserve(kFewestGhosts);
+}
 
-void Usage::add(std::span<const Key> found, std::span<const Key> missed, double weight) {
+void Usage::add(std::span<const Hit> found, std::span<const Key> missed) {
   const std::lock_guard lock(mutex_);
-  accesses_ += weight * static_cast<double>(found.size()) + static_cast<double>(missed.size());
-  for (const Key& key : found) note(key, weight);
+  accesses_ += static_cast<double>(missed.size());
+  for (const Hit& hit : found) {
+    accesses_ += hit.count;
+    worth_[hit.segment] += hit.count * std::max(hit.cost, kLeastCost);
+    // An even spread, of which every share_ is a fair sample.
+    const double place = static_cast<double>((++turn_ * 0x9e3779b97f4a7c15u) >> 11) * 0x1p-53;
+    if (place >= share_) continue;
+    if (hits_.size() < kMostNoted || hits_.contains(hit.key)) hits_[hit.key] += hit.count / share_;
+  }
   const auto now = static_cast<double>(period_);
   for (const Key& key : missed) {
     const std::optional<double> heat = ghosts_.find(hash_of(key), now);
@@ -31,12 +44,16 @@ void Usage::add(std::span<const Key> found, std::span<const Key> missed, double 
   }
 }
 
-void Usage::note(const Key& key, double weight) {
-  // An even spread, of which every share_ is a fair sample.
-  const double place = static_cast<double>((++turn_ * 0x9e3779b97f4a7c15u) >> 11) * 0x1p-53;
-  if (place >= share_) return;
-  if (hits_.size() >= kMostNoted && !hits_.contains(key)) return;
-  hits_[key] += weight / share_;
+double Usage::unreported(const Key& key) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = hits_.find(key);
+  return found == hits_.end() ? 0 : found->second;
+}
+
+double Usage::unreported(std::uint32_t segment) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = worth_.find(segment);
+  return found == worth_.end() ? 0 : found->second;
 }
 
 double Usage::frequency(const Key& key) const {
@@ -63,6 +80,7 @@ Usage::Report Usage::report() {
     share_ = std::min(1.0, share_ * 2);
   }
   hits_.clear();
+  worth_.clear();
   return report;
 }
 

@@ -15,9 +15,8 @@ namespace {
 constexpr std::chrono::seconds kBetweenReports(1);
 constexpr std::size_t kMostRows = 2048;  // of a transaction
 constexpr std::size_t kMostBad = 1024;
-constexpr double kPeriodTurnovers = 10;  // accesses of each entry before frequencies halve
+constexpr double kPeriodTurnovers = 5;  // accesses of each entry before frequencies halve
 constexpr double kLeastPeriod = 10'000;
-constexpr double kLeastCost = 1e-9;  // so that frequency counts where costs are 0
 constexpr int kVacuumPages = 256;
 
 std::size_t queue_bytes(std::uint64_t limit) {
@@ -174,22 +173,25 @@ void Writer::write_items(Index& index, Batch& batch, Items& items) {
       if (bytes > segment_->left()) break;
       ++count;
     }
-    while (count > 1 && Index::growth(count) > settings_.limit / 16) count /= 2;
+    // What the index may grow by at most is far more than what it does, so a smaller part fits yet.
+    while (count > 1 && !fits_bound(index, count)) count /= 2;
     while (!fits_bound(index, count)) {
+      if (index.log_bytes() > log_bytes(settings_.limit) && index.checkpoint()) continue;
       if (!evict(index, nullptr)) return;
     }
-    write_part(index, batch, std::span(items).first(count));
+    if (!write_part(index, batch, std::span(items).first(count))) continue;
     items.erase(items.begin(), items.begin() + static_cast<std::ptrdiff_t>(count));
   }
 }
 
 // Whether the index may grow by so many entries.
 bool Writer::fits_bound(Index& index, std::size_t entries) const {
-  return index.segment_bytes() + index.file_bytes() + Index::growth(entries) <= settings_.limit;
+  return context_.directory.allocated() + index.unwritten_bytes() + Index::growth(entries) <=
+         settings_.limit;
 }
 
-// The bytes first, then the rows: who sees a row finds its record.
-void Writer::write_part(Index& index, Batch& batch, std::span<const std::size_t> items) {
+// The bytes first, then the rows: who sees a row finds its record. False if others took the room.
+bool Writer::write_part(Index& index, Batch& batch, std::span<const std::size_t> items) {
   SegmentWriter& segment = *segment_;
   const std::uint64_t begin = segment.end();
   const std::int64_t now = std::time(nullptr);
@@ -224,10 +226,9 @@ void Writer::write_part(Index& index, Batch& batch, std::span<const std::size_t>
       segment.append(std::span(batch.bytes).subspan(from, to - from));
     }
     Index::Write write(index);
-    if (!fits_bound(index, items.size())) {
-      throw Error(ErrorCode::kExhausted,
-                  "[ActivationCache] the index has no room to grow within the limit of " +
-                      context_.directory.path());
+    if (!has_room(index, Index::growth(items.size()))) {
+      segment.rewind(begin);
+      return false;
     }
     for (std::size_t i = 0; i < entries.size(); ++i) added[i] = index.add(entries[i]);
     index.set_end(segment.id(), segment.end());
@@ -245,6 +246,7 @@ void Writer::write_part(Index& index, Batch& batch, std::span<const std::size_t>
     ++context_.counters.insertions;
     context_.counters.inserted_bytes += item.length;
   }
+  return true;
 }
 
 // --- Removal
@@ -345,10 +347,18 @@ void Writer::upkeep() {
     const double period =
         std::max(kLeastPeriod, kPeriodTurnovers * static_cast<double>(index.entries()));
     if (!bad.empty() || usage.accesses > 0) {
+      if (index.log_bytes() > log_bytes(settings_.limit)) index.checkpoint();
       Index::Write write(index);
       for (const auto& [key, place] : bad) index.remove(key, place);
-      index.add_hits(usage.hits, std::time(nullptr), usage.accesses, period);
+      // Hits are told as far as there is room to write them down.
+      std::span<const HitCount> hits(usage.hits);
+      while (!hits.empty() && !has_room(index, change_bytes(index, hits.size()))) {
+        hits = hits.first(hits.size() / 2);
+      }
+      index.add_hits(hits, std::time(nullptr), usage.accesses, period);
       write.commit();
+      // Loading may have read these rows after whoever reported them had forgotten them.
+      for (const auto& [key, place] : bad) context_.mirror.erase(key, place);
     }
     settings_ = index.settings();
     shrink(index);

@@ -66,8 +66,10 @@ class Writer {
   Index* index();
   std::vector<std::pair<Key, Place>> take_bad(const Batch* batch);
   void write_items(Index& index, Batch& batch, Items& items);
-  void write_part(Index& index, Batch& batch, std::span<const std::size_t> items);
+  bool write_part(Index& index, Batch& batch, std::span<const std::size_t> items);
   [[nodiscard]] bool fits_bound(Index& index, std::size_t entries) const;
+  [[nodiscard]] bool has_room(Index& index, std::uint64_t bytes);
+  [[nodiscard]] std::uint64_t change_bytes(Index& index, std::size_t rows) const;
 
   // writer_room.cc
   // Those who want room, and the least of what must go for them is worth.
@@ -88,6 +90,7 @@ class Writer {
   void remove_orphans(const std::vector<SegmentRow>& rows);
   [[nodiscard]] std::optional<SegmentRow> victim(Index& index) const;
   [[nodiscard]] double density(const Batch::Item& item) const;
+  [[nodiscard]] double density(const SegmentRow& row) const;
 
   DiskContext& context_;
   Catalog& catalog_;

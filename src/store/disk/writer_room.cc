@@ -35,16 +35,19 @@ std::uint64_t segment_size(std::uint64_t limit) {
   return std::clamp(limit / kSegmentsPerLimit, kLeastSegment, kLargestSegment) / 4096 * 4096;
 }
 
-double density_of(const SegmentRow& row, std::int64_t period) {
-  if (row.bytes == 0) return 0;
-  return std::exp2(-static_cast<double>(period)) * row.worth / static_cast<double>(row.bytes);
-}
-
 }  // namespace
 
-// Seconds that are saved by a byte, so far.
+// Seconds of computation that a byte has saved, lately.
+double Writer::density(const SegmentRow& row) const {
+  if (row.bytes == 0) return 0;
+  const double now = std::exp2(-static_cast<double>(settings_.period));
+  const double worth = now * row.worth + context_.usage.unreported(row.id);
+  return worth / static_cast<double>(row.bytes);
+}
+
+// The same of one that is not there yet.
 double Writer::density(const Batch::Item& item) const {
-  const double cost = std::max(item.cost, 1e-9);
+  const double cost = std::max(item.cost, kLeastCost);
   return context_.usage.frequency(item.key) * cost / static_cast<double>(item.length);
 }
 
@@ -136,12 +139,31 @@ void Writer::remove_orphans(const std::vector<SegmentRow>& rows) {
   }
 }
 
+// Whether the log may grow by so much. What somebody has just evicted may still be there: it goes.
+// REQUIRES: a Write.
+bool Writer::has_room(Index& index, std::uint64_t bytes) {
+  const auto fits = [&] {
+    return context_.directory.allocated() + index.unwritten_bytes() + bytes <= settings_.limit;
+  };
+  if (fits()) return true;
+  remove_orphans(index.segments());
+  return fits();
+}
+
+// By which the log grows at most when so many rows that are there are changed or removed: a page of
+// the index once.
+std::uint64_t Writer::change_bytes(Index& index, std::size_t rows) const {
+  const std::uint64_t pages =
+      context_.directory.allocated(kIndexFile) + index.unwritten_bytes() + Index::growth(0);
+  return std::min(Index::growth(2 * rows), pages + pages / 128);
+}
+
 // The segment that is worth least, for its bytes, of those that nobody writes.
 std::optional<SegmentRow> Writer::victim(Index& index) const {
   std::optional<SegmentRow> least;
   double lowest = std::numeric_limits<double>::infinity();
   for (const SegmentRow& row : index.segments()) {
-    const double density = density_of(row, settings_.period);
+    const double density = this->density(row);
     if (density >= lowest || (segment_ && row.id == segment_->id())) continue;
     if (!unlocked(context_.directory, row.id)) continue;
     lowest = density;
@@ -159,7 +181,7 @@ bool Writer::evict(Index& index, Candidates* candidates) {
   if (!row) return false;
   std::size_t kept = 0;
   if (candidates != nullptr) {
-    admit(*candidates, density_of(*row, settings_.period));
+    admit(*candidates, density(*row));
     if (candidates->items.empty()) return false;
     double most = 0;
     for (const std::size_t i : candidates->items) {
@@ -169,7 +191,10 @@ bool Writer::evict(Index& index, Candidates* candidates) {
     choose_kept(index, *row, most, candidates->kept);
     kept = candidates->kept.items.size() - kept;
   }
+  // Where the log has no room for this, the bytes go first; until the rows are gone they are misses.
+  const bool fits = has_room(index, change_bytes(index, row->entries));
   const std::uint64_t gone = index.remove_segment(*row);
+  if (!fits) erase_segment(context_.directory, row->id);
   write.commit();
   erase_segment(context_.directory, row->id);
   context_.files.close(row->id);
@@ -189,7 +214,8 @@ void Writer::choose_kept(Index& index, const SegmentRow& row, double density, Ba
   const double now = std::exp2(-static_cast<double>(settings_.period));
   std::vector<IndexEntry> entries = index.entries_of(row);
   const auto worth = [&](const IndexEntry& entry) {
-    return now * entry.hits * entry.cost / static_cast<double>(entry.place.length);
+    const double hits = now * entry.hits + context_.usage.unreported(entry.key);
+    return hits * entry.cost / static_cast<double>(entry.place.length);
   };
   std::erase_if(entries, [&](const IndexEntry& entry) { return worth(entry) <= density; });
   std::ranges::sort(entries, std::ranges::greater{}, worth);
