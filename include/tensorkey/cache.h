@@ -129,8 +129,12 @@ class TENSORKEY_EXPORT ActivationCache {
   // out[i] = find(keys[i]). Throws kInvalidArgument unless the sizes agree.
   void find(std::span<const Key> keys, std::span<EntryPtr> out);
   // Copies the values of the first tensor, if it is there and has exactly out.size() bytes: the
-  // cheapest hit, no reference is taken.
+  // cheapest hit, no reference is taken. `out` is unspecified after false.
   bool read(const Key& key, std::span<std::byte> out);
+  // The same for the rows of a table: found[i] = whether row i of `out`, which has keys.size() rows
+  // of equal length, was read; it is unspecified if not. From disk each row is read in place.
+  // Throws kInvalidArgument unless found.size() is keys.size() and out.size() a multiple of it.
+  void read(std::span<const Key> keys, std::span<std::byte> out, std::span<bool> found);
 
   // Whether there is a tier below memory, so that calls may wait for a disk.
   [[nodiscard]] bool has_store() const noexcept;

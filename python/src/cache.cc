@@ -97,6 +97,18 @@ bool read(ActivationCache& cache, const Key& key, nb::handle destination) {
   return cache.read(key, out.bytes());
 }
 
+std::vector<bool> read_many(ActivationCache& cache, const std::vector<Key>& keys,
+                            nb::handle destination) {
+  const Writable out(destination);
+  const auto found = std::make_unique<bool[]>(keys.size());
+  {
+    MaybeRelease release;
+    release_for_store(cache, release);
+    cache.read(keys, out.bytes(), {found.get(), keys.size()});
+  }
+  return std::vector<bool>(found.get(), found.get() + keys.size());
+}
+
 // In slices, so that Ctrl-C ends it.
 bool flush(ActivationCache& cache, std::optional<double> timeout) {
   using Clock = std::chrono::steady_clock;
@@ -273,6 +285,12 @@ void init_cache(nb::module_& m) {
            "Copy the values of the first tensor into a writable, C-contiguous buffer.\n\n"
            "False if there is no such entry, or if its values are of another size or compressed;\n"
            "`destination` may have been written to then. From disk no copy is made in between.")
+      .def("read_many", &read_many, "keys"_a, "destination"_a,
+           nb::sig("def read_many(self, keys: collections.abc.Sequence[Key], "
+                   "destination: collections.abc.Buffer) -> list[bool]"),
+           "Copy the values of several entries into the rows of a table, such as a NumPy array of\n"
+           "shape (len(keys), ...): what read() does for each of them. A row whose flag is False\n"
+           "may have been written to.")
       .def("put", &put, "key"_a, "value"_a.none(), "seconds"_a = 0.0, "scope"_a = nb::bytes("", 0),
            nb::sig("def put(self, key: Key, value: object, seconds: float = 0.0, "
                    "scope: bytes | str = b'') -> bool"),

@@ -28,10 +28,15 @@ namespace {
 struct EntryTensor {
   EntryPtr entry;
   std::size_t index;
-  std::vector<Py_ssize_t> shape;
-  std::vector<Py_ssize_t> strides;
+  // Shape, then byte strides, as a buffer wants them: here for usual ranks.
+  static constexpr std::size_t kUsualRank = 6;
+  std::array<Py_ssize_t, 2 * kUsualRank> usual_dims;
+  std::vector<Py_ssize_t> other_dims;
   std::vector<std::byte> decoded;  // unless the elements lie in the entry as they are
 
+  [[nodiscard]] Py_ssize_t* dims() noexcept {
+    return other_dims.empty() ? usual_dims.data() : other_dims.data();
+  }
   [[nodiscard]] TensorParts parts() const { return entry->tensor(index); }
   [[nodiscard]] std::span<const std::byte> elements() const {
     const TensorParts tensor = parts();
@@ -65,17 +70,20 @@ const char* format_of(DType dtype) {
 
 EntryTensor tensor_at(const EntryPtr& entry, std::size_t index) {
   const TensorParts parts = entry->tensor(index);
-  EntryTensor tensor{.entry = entry, .index = index, .shape = {}, .strides = {}, .decoded = {}};
+  EntryTensor tensor{
+      .entry = entry, .index = index, .usual_dims = {}, .other_dims = {}, .decoded = {}};
   if (parts.codec != Codec::kRaw) {
     tensor.decoded.resize(decoded_size(parts));
     decode(parts, tensor.decoded);
   }
-  tensor.shape.assign(parts.shape.begin(), parts.shape.end());
-  tensor.strides.resize(tensor.shape.size());
+  const std::size_t rank = parts.shape.size();
+  if (rank > EntryTensor::kUsualRank) tensor.other_dims.resize(2 * rank);
+  Py_ssize_t* const dims = tensor.dims();
   auto stride = static_cast<Py_ssize_t>(item_size(parts.dtype));
-  for (std::size_t i = tensor.shape.size(); i-- > 0;) {
-    tensor.strides[i] = stride;
-    stride *= std::max<Py_ssize_t>(tensor.shape[i], 1);
+  for (std::size_t i = rank; i-- > 0;) {
+    dims[i] = static_cast<Py_ssize_t>(parts.shape[i]);
+    dims[rank + i] = stride;
+    stride *= std::max<Py_ssize_t>(dims[i], 1);
   }
   return tensor;
 }
@@ -109,11 +117,12 @@ int tensor_get_buffer(PyObject* object, Py_buffer* out, int flags) {
   out->len = static_cast<Py_ssize_t>(elements.size());
   out->itemsize = static_cast<Py_ssize_t>(item_size(parts.dtype));
   out->readonly = 1;
-  out->ndim = static_cast<int>(self->shape.size());
+  out->ndim = static_cast<int>(parts.shape.size());
   out->format = (flags & PyBUF_FORMAT) != 0 ? const_cast<char*>(format_of(parts.dtype)) : nullptr;
-  out->shape = (flags & PyBUF_ND) != 0 ? self->shape.data() : nullptr;
+  out->shape = (flags & PyBUF_ND) != 0 ? self->dims() : nullptr;
   if ((flags & PyBUF_ND) == 0) out->ndim = 1;
-  out->strides = (flags & PyBUF_STRIDES) == PyBUF_STRIDES ? self->strides.data() : nullptr;
+  out->strides =
+      (flags & PyBUF_STRIDES) == PyBUF_STRIDES ? self->dims() + parts.shape.size() : nullptr;
   out->suboffsets = nullptr;
   out->internal = nullptr;
   return 0;
@@ -124,7 +133,7 @@ PyType_Slot tensor_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(tensor_g
 
 nb::tuple shape_of(const EntryTensor& self) {
   nb::list shape;
-  for (const Py_ssize_t dim : self.shape) shape.append(dim);
+  for (const std::int64_t dim : self.parts().shape) shape.append(dim);
   return nb::tuple(shape);
 }
 

@@ -83,9 +83,26 @@ void ActivationCache::find(std::span<const Key> keys, std::span<EntryPtr> out) {
 }
 
 bool ActivationCache::read(const Key& key, std::span<std::byte> out) {
-  if (impl_->tiers.read(key, out)) return true;
-  impl_->tiers.memory.count_misses({&key, 1}, {});
-  return false;
+  bool found = false;
+  read({&key, 1}, out, {&found, 1});
+  return found;
+}
+
+void ActivationCache::read(std::span<const Key> keys, std::span<std::byte> out,
+                           std::span<bool> found) {
+  if (keys.size() != found.size() ||
+      (keys.empty() ? !out.empty() : out.size() % keys.size() != 0)) {
+    invalid("::read] " + std::to_string(keys.size()) + " keys, " + std::to_string(found.size()) +
+            " flags and " + std::to_string(out.size()) +
+            " bytes; expected a flag and a row of equal length for each key");
+  }
+  if (keys.empty()) return;
+  impl_->tiers.read(keys, out, found);
+  std::vector<Key> missing;
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    if (!found[i]) missing.push_back(keys[i]);
+  }
+  if (!missing.empty()) impl_->tiers.memory.count_misses(missing, {});
 }
 
 bool ActivationCache::contains(const Key& key) const { return impl_->tiers.contains(key); }

@@ -32,9 +32,11 @@ class Store {
 
   // Calls take for each key that is there, in any order.
   virtual void find(std::span<const Key> keys, const Secret& secret, const Take& take) = 0;
-  // The values of an entry that has one raw tensor of exactly out.size() bytes, straight into
-  // `out`, which is unspecified after false.
-  virtual bool read(const Key& key, std::span<std::byte> out, const Secret& secret) = 0;
+  // `out` has a row of equal length for each key. Where found[i] is false and there is an entry
+  // whose first tensor is raw and as long as a row, its values become row i, and found[i] true; the
+  // row is unspecified if not.
+  virtual void read(std::span<const Key> keys, std::span<std::byte> out, std::span<bool> found,
+                    const Secret& secret) = 0;
   [[nodiscard]] virtual bool contains(const Key& key) = 0;
 
   // Accepts entries that another thread writes; this process finds them from now on. Where too much
@@ -51,8 +53,8 @@ class Store {
   virtual bool flush(double /*seconds*/) { return true; }
   // Looks now at what others have written, instead of within some milliseconds.
   virtual void refresh() {}
-  // Tells that a key was found so often in a faster tier.
-  virtual void touch(const Key&, double /*hits*/) {}
+  // Tells that a key was found so often in a faster tier, and what its entry cost.
+  virtual void touch(const Key&, double /*cost*/, double /*hits*/) {}
 
   // Calls take for every entry of a scope, or of all scopes: the key, its bytes in the format of
   // entries, and when it was stored.

@@ -36,7 +36,7 @@ void Tiers::find(std::span<const Key> keys, std::span<EntryPtr> out, const Secre
   if (store_ != nullptr) {
     for (std::size_t i = 0; i < keys.size(); ++i) {
       if (!out[i] || ++turn_ % kToldHits != 0) continue;
-      store_->touch(keys[i], static_cast<double>(kToldHits));
+      store_->touch(keys[i], out[i]->seconds(), static_cast<double>(kToldHits));
     }
   }
   find_below(keys, out, secret);
@@ -63,15 +63,20 @@ void Tiers::find_below(std::span<const Key> keys, std::span<EntryPtr> out, const
   }
 }
 
-bool Tiers::read(const Key& key, std::span<std::byte> out) {
-  if (memory.read(key, out)) return true;
-  for (const std::unique_ptr<Store>& store : stores_) {
-    if (store->read(key, out, secret(std::nullopt))) {
-      memory.count_stored_hits(1);
-      return true;
-    }
+void Tiers::read(std::span<const Key> keys, std::span<std::byte> out, std::span<bool> found) {
+  const std::size_t bytes = out.size() / keys.size();
+  std::ptrdiff_t known = 0;
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    found[i] = memory.read(keys[i], out.subspan(i * bytes, bytes));
+    known += found[i] ? 1 : 0;
   }
-  return false;
+  for (const std::unique_ptr<Store>& store : stores_) {
+    if (known == std::ssize(found)) return;
+    store->read(keys, out, found, secret(std::nullopt));
+    const std::ptrdiff_t now = std::ranges::count(found, true);
+    memory.count_stored_hits(static_cast<std::uint64_t>(now - known));
+    known = now;
+  }
 }
 
 bool Tiers::contains(const Key& key) {

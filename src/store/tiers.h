@@ -32,7 +32,7 @@ class Tiers {
   void find(std::span<const Key> keys, std::span<EntryPtr> out, const Secret& secret);
   // The same below memory, for those where out[i] is null.
   void find_below(std::span<const Key> keys, std::span<EntryPtr> out, const Secret& secret);
-  bool read(const Key& key, std::span<std::byte> out);
+  void read(std::span<const Key> keys, std::span<std::byte> out, std::span<bool> found);
   [[nodiscard]] bool contains(const Key& key);
 
   // Never null where there is a store; else as MemoryTier::insert.

@@ -105,13 +105,17 @@ void make_index(DiskContext& context) {
   }
 }
 
-// REQUIRES: the index lock. The log of a damaged index is of no use without it.
-void set_aside(DiskContext& context) {
-  const Directory& directory = context.directory;
-  directory.rename(kIndexFile, kDamagedIndexFile);
+// The log of an index that is gone would be taken for that of the next. REQUIRES: the index lock.
+void remove_log(const Directory& directory) {
   for (const char* const suffix : {"-wal", "-shm", "-journal"}) {
     directory.remove(std::string(kIndexFile) + suffix);
   }
+}
+
+// REQUIRES: the index lock.
+void set_aside(DiskContext& context) {
+  context.directory.rename(kIndexFile, kDamagedIndexFile);
+  remove_log(context.directory);
   make_index(context);
   ++context.counters.rebuilds;
 }
@@ -177,7 +181,7 @@ std::string Health::text() const {
 }
 
 std::uint64_t log_bytes(std::uint64_t limit) noexcept {
-  return std::clamp<std::uint64_t>(limit / 32, std::uint64_t{128} << 10, std::uint64_t{4} << 20);
+  return std::clamp<std::uint64_t>(limit / 32, std::uint64_t{128} << 10, std::uint64_t{32} << 20);
 }
 
 DiskContext::DiskContext(const CacheOptions& the_options)
@@ -203,6 +207,7 @@ std::unique_ptr<Index> open_index(DiskContext& context) {
   }
   const IndexLock lock(context);
   if (!context.directory.exists(kIndexFile)) {
+    remove_log(context.directory);
     make_index(context);
   } else {
     try {

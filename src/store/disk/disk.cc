@@ -25,30 +25,37 @@ DiskTier::DiskTier(const CacheOptions& options)
 
 // --- Lookups
 
+DiskTier::Order DiskTier::in_order(std::span<const Key> keys) {
+  Order order{.places = std::vector<Place>(keys.size()),
+              .positions = std::vector<std::size_t>(keys.size())};
+  catalog_.locate(keys, order.places, false);
+  std::iota(order.positions.begin(), order.positions.end(), std::size_t{0});
+  std::ranges::sort(order.positions, {}, [&](std::size_t i) {
+    return std::pair(order.places[i].segment, order.places[i].offset);
+  });
+  return order;
+}
+
 void DiskTier::find(std::span<const Key> keys, const Secret& secret, const Take& take) {
   writer_.start();
-  std::vector<std::size_t> order;
-  order.reserve(keys.size());
   // What waits to be written first: when it leaves the queue the catalog knows it.
+  std::vector<bool> waiting(keys.size());
   for (std::size_t i = 0; i < keys.size(); ++i) {
-    bool waiting = false;
     writer_.queue().find(keys[i], [&](std::span<const std::byte> encoded, std::uint64_t scope) {
-      waiting = decode_stored(keys[i], encoded, secret,
-                              [&](const EntryParts& parts) { take(i, parts, scope); });
+      waiting[i] = decode_stored(keys[i], encoded, secret,
+                                 [&](const EntryParts& parts) { take(i, parts, scope); });
     });
-    if (!waiting) order.push_back(i);
   }
-  const std::size_t waiting = keys.size() - order.size();
-  std::vector<Place> places(keys.size());
-  catalog_.locate(keys, places, false);
-  std::ranges::sort(order, {},
-                    [&](std::size_t i) { return std::pair(places[i].segment, places[i].offset); });
+  auto [places, order] = in_order(keys);
   std::vector<Usage::Hit> found;
+  found.reserve(keys.size());
   std::vector<Key> missed;
+  SegmentFiles::FilePtr file;
   for (const std::size_t i : order) {
+    if (waiting[i]) continue;
     std::optional<double> cost;
     if (places[i].segment != 0) {
-      cost = find_at(keys[i], places[i], secret,
+      cost = find_at(keys[i], places[i], file, secret,
                      [&](const EntryParts& parts, std::uint64_t scope) { take(i, parts, scope); });
     }
     if (cost) {
@@ -57,17 +64,17 @@ void DiskTier::find(std::span<const Key> keys, const Secret& secret, const Take&
       missed.push_back(keys[i]);
     }
   }
-  context_.counters.hits += waiting + found.size();
+  context_.counters.hits += keys.size() - missed.size();
   context_.counters.misses += missed.size();
   context_.usage.add(found, missed);
 }
 
 // What the entry cost, if it was taken. `place` becomes where it was.
 std::optional<double> DiskTier::find_at(
-    const Key& key, Place& place, const Secret& secret,
+    const Key& key, Place& place, SegmentFiles::FilePtr& file, const Secret& secret,
     const std::function<void(const EntryParts&, std::uint64_t)>& take) {
   RecordHead head;
-  const std::span record = record_of(key, place, head);
+  const std::span record = record_of(key, place, file, head);
   if (record.empty()) return std::nullopt;
   std::optional<double> cost;
   decode_stored(key, record.subspan(kRecordHead), secret, [&](const EntryParts& parts) {
@@ -80,25 +87,37 @@ std::optional<double> DiskTier::find_at(
 }
 
 // The bytes are valid until this thread reads again. `place` becomes where it was found.
-std::span<const std::byte> DiskTier::record_of(const Key& key, Place& place, RecordHead& head) {
-  bool corrupt = false;
-  std::span<const std::byte> record = read_record(key, place, head, corrupt);
-  if (record.empty()) {
+std::span<const std::byte> DiskTier::record_of(const Key& key, Place& place,
+                                               SegmentFiles::FilePtr& file, RecordHead& head) {
+  std::span<const std::byte> record;
+  Read read = read_record(key, place, file, head, record);
+  if (read != Read::kWhole) {
     // What the mirror says may be old: the entry has moved, or is gone.
     const std::optional<Place> now = catalog_.look_up(key);
     if (!now) {
+      // Who could not ask the index does not know that the entry is gone.
+      if (!catalog_.health().text().empty()) {
+        ++context_.counters.errors;
+        return {};
+      }
       context_.mirror.erase(key, place);
       ++context_.counters.stale;
       return {};
     }
     if (*now != place) {
       place = *now;
-      record = read_record(key, place, head, corrupt);
+      read = read_record(key, place, file, head, record);
     }
-    if (record.empty()) {
-      if (corrupt) bad(key, place, false);
+  }
+  switch (read) {
+    case Read::kWhole: break;
+    case Read::kGone:  // the file, or its end
+      ++context_.counters.stale;
+      context_.mirror.erase(key, place);
+      writer_.report(key, place, false);
       return {};
-    }
+    case Read::kDamaged: bad(key, place, false); return {};
+    case Read::kRefused: ++context_.counters.errors; return {};
   }
   if (is_expired(head, ttl_)) {
     ++context_.counters.expired;
@@ -109,27 +128,31 @@ std::span<const std::byte> DiskTier::record_of(const Key& key, Place& place, Rec
   return record;
 }
 
-std::span<const std::byte> DiskTier::read_record(const Key& key, const Place& place,
-                                                 RecordHead& head, bool& corrupt) {
-  const SegmentFiles::FilePtr file = context_.files.open(place.segment);
-  corrupt = true;
-  if (file == nullptr) return {};
+// Of records in the order of their places each file is asked for once.
+void DiskTier::open(std::uint32_t segment, SegmentFiles::FilePtr& file) {
+  if (file == nullptr || file->id != segment) file = context_.files.open(segment);
+}
+
+DiskTier::Read DiskTier::read_record(const Key& key, const Place& place,
+                                     SegmentFiles::FilePtr& file, RecordHead& head,
+                                     std::span<const std::byte>& record) {
+  open(place.segment, file);
+  if (file == nullptr) return errno == 0 ? Read::kGone : Read::kRefused;
   if (place.length > kTrustedLength) {
     struct stat status {};
-    if (::fstat(file->descriptor.get(), &status) != 0) return {};
+    if (::fstat(file->descriptor.get(), &status) != 0) return Read::kRefused;
     const auto size = static_cast<std::uint64_t>(status.st_size);
-    if (place.offset > size || place.length > size - place.offset) return {};
+    if (place.offset > size || place.length > size - place.offset) return Read::kGone;
   }
-  const std::span record = scratch(place.length);
-  if (!read_at(file->descriptor.get(), place.offset, record)) {
-    corrupt = errno == 0;  // the end of the file; else the device refuses
-    if (!corrupt) ++context_.counters.errors;
-    return {};
+  const std::span memory = scratch(place.length);
+  if (!read_at(file->descriptor.get(), place.offset, memory)) {
+    return errno == 0 ? Read::kGone : Read::kRefused;
   }
-  const std::optional<RecordHead> found = check_record(record, key, place, file->mark);
-  if (!found) return {};
+  const std::optional<RecordHead> found = check_record(memory, key, place, file->mark);
+  if (!found) return Read::kDamaged;
   head = *found;
-  return record;
+  record = memory;
+  return Read::kWhole;
 }
 
 void DiskTier::bad(const Key& key, const Place& place, bool foreign) {
@@ -138,24 +161,33 @@ void DiskTier::bad(const Key& key, const Place& place, bool foreign) {
   writer_.report(key, place, foreign);
 }
 
-bool DiskTier::read(const Key& key, std::span<std::byte> out, const Secret& secret) {
+void DiskTier::read(std::span<const Key> keys, std::span<std::byte> out, std::span<bool> found,
+                    const Secret& secret) {
   writer_.start();
-  Place place;
-  catalog_.locate({&key, 1}, {&place, 1}, false);
-  bool found = false;
-  if (place.segment != 0 && !secret && ttl_ == 0) {
-    const SegmentFiles::FilePtr file = context_.files.open(place.segment);
-    found = file != nullptr && read_values(*file, key, place, out);
+  const std::size_t bytes = out.size() / keys.size();
+  const auto row = [&](std::size_t i) { return out.subspan(i * bytes, bytes); };
+  auto [places, order] = in_order(keys);
+  std::vector<Usage::Hit> hits;
+  hits.reserve(order.size());
+  SegmentFiles::FilePtr file;
+  for (const std::size_t i : order) {
+    if (found[i]) continue;
+    double cost = 0;
+    if (places[i].segment != 0 && !secret && ttl_ == 0) {
+      open(places[i].segment, file);
+      found[i] = file != nullptr && read_values(*file, keys[i], places[i], row(i), cost);
+    }
+    if (found[i]) {
+      hits.push_back({.key = keys[i], .segment = places[i].segment, .cost = cost});
+      continue;
+    }
+    // The long way: it waits to be written, is in another form, or is not there.
+    find(keys.subspan(i, 1), secret, [&](std::size_t, const EntryParts& parts, std::uint64_t) {
+      found[i] = copy_values(parts, row(i));
+    });
   }
-  if (found) {
-    ++context_.counters.hits;
-    touch(key, 0, 1);
-    return true;
-  }
-  find({&key, 1}, secret, [&](std::size_t, const EntryParts& parts, std::uint64_t) {
-    found = copy_values(parts, out);
-  });
-  return found;
+  context_.counters.hits += hits.size();
+  context_.usage.add(hits, {});
 }
 
 bool DiskTier::contains(const Key& key) {
@@ -163,8 +195,9 @@ bool DiskTier::contains(const Key& key) {
   Place place;
   catalog_.locate({&key, 1}, {&place, 1}, false);
   if (place.segment == 0) return false;
+  SegmentFiles::FilePtr file;
   RecordHead head;
-  return !record_of(key, place, head).empty();
+  return !record_of(key, place, file, head).empty();
 }
 
 // --- Changes
@@ -225,13 +258,14 @@ void DiskTier::touch(const Key& key, double cost, double hits) {
 
 void DiskTier::export_entries(const std::optional<std::uint64_t>& scope, const Export& take) {
   std::int64_t after = 0;
+  SegmentFiles::FilePtr file;
   for (;;) {
     const std::vector<IndexEntry> entries = catalog_.next_entries(after);
     if (entries.empty()) return;
     for (const IndexEntry& entry : entries) {
       Place place = entry.place;
       RecordHead head;
-      const std::span record = record_of(entry.key, place, head);
+      const std::span record = record_of(entry.key, place, file, head);
       if (record.empty() || (scope && head.scope != *scope)) continue;
       take(entry.key, head.scope, head.stored, record.subspan(kRecordHead));
     }
@@ -246,7 +280,11 @@ DiskStats DiskTier::stats() {
     if (stats.state.empty()) stats.state = health->text();
   }
   stats.bound = writer_.limit();
-  stats.bytes = context_.directory.allocated();
+  try {
+    stats.bytes = context_.directory.allocated();
+  } catch (const Error& error) {
+    if (stats.state.empty()) stats.state = error.what();
+  }
   stats.entries = catalog_.entries();
   stats.index_bound = context_.mirror.limit();
   stats.index_bytes = context_.mirror.bytes();

@@ -29,7 +29,8 @@ class DiskTier final : public Store {
   ~DiskTier() override = default;  // writes what was accepted
 
   void find(std::span<const Key> keys, const Secret& secret, const Take& take) override;
-  bool read(const Key& key, std::span<std::byte> out, const Secret& secret) override;
+  void read(std::span<const Key> keys, std::span<std::byte> out, std::span<bool> found,
+            const Secret& secret) override;
   bool contains(const Key& key) override;
   void put(std::span<const EntryPtr> entries, std::uint64_t scope, const Secret& secret,
            double patience) override;
@@ -52,12 +53,23 @@ class DiskTier final : public Store {
   void distrust(const Key& key) override;
 
  private:
-  std::optional<double> find_at(const Key& key, Place& place, const Secret& secret,
+  // The places of keys, and their positions in the order of these places.
+  struct Order {
+    std::vector<Place> places;
+    std::vector<std::size_t> positions;
+  };
+  Order in_order(std::span<const Key> keys);
+  std::optional<double> find_at(const Key& key, Place& place, SegmentFiles::FilePtr& file,
+                                const Secret& secret,
                                 const std::function<void(const EntryParts&, std::uint64_t)>& take);
-  // A record in memory that is this key's and not expired; empty if there is none.
-  std::span<const std::byte> record_of(const Key& key, Place& place, RecordHead& head);
-  std::span<const std::byte> read_record(const Key& key, const Place& place, RecordHead& head,
-                                         bool& corrupt);
+  // A record in memory that is this key's and not expired; empty if there is none. `file` is the
+  // one read last.
+  std::span<const std::byte> record_of(const Key& key, Place& place, SegmentFiles::FilePtr& file,
+                                       RecordHead& head);
+  enum class Read : std::uint8_t { kWhole, kGone, kDamaged, kRefused };
+  Read read_record(const Key& key, const Place& place, SegmentFiles::FilePtr& file,
+                   RecordHead& head, std::span<const std::byte>& record);
+  void open(std::uint32_t segment, SegmentFiles::FilePtr& file);
   Batch encode(std::span<const EntryPtr> entries, std::uint64_t scope, const Secret& secret);
   void bad(const Key& key, const Place& place, bool foreign);
 

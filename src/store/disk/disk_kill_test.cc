@@ -1,5 +1,5 @@
-// Processes that share a directory and are killed at any instant: what was visible stays, nothing is
-// wrong, and the bound holds all the time.
+// Processes that share a directory and are killed at any instant: what was visible stays, nothing
+// is wrong, and the bound holds all the time.
 #include <sys/statvfs.h>
 
 #include <sqlite3.h>
@@ -78,15 +78,18 @@ std::int64_t number(const std::string& path, const char* sql) {
 // The accounts of the index are those of its rows, and every row has its segment.
 void expect_consistent(const std::string& folder) {
   const std::string index = folder + "/index.db";
-  EXPECT_EQ(number(index, "SELECT count(*) FROM pragma_integrity_check WHERE "
-                          "integrity_check = 'ok'"),
+  EXPECT_EQ(number(index,
+                   "SELECT count(*) FROM pragma_integrity_check WHERE "
+                   "integrity_check = 'ok'"),
             1);
-  EXPECT_EQ(number(index, "SELECT count(*) FROM entries WHERE segment NOT IN "
-                          "(SELECT id FROM segments)"),
+  EXPECT_EQ(number(index,
+                   "SELECT count(*) FROM entries WHERE segment NOT IN "
+                   "(SELECT id FROM segments)"),
             0);
-  EXPECT_EQ(number(index, "SELECT count(*) FROM segments s WHERE entries != (SELECT count(*) FROM "
-                          "entries e WHERE e.segment = s.id) OR bytes != (SELECT "
-                          "ifnull(sum(length), 0) FROM entries e WHERE e.segment = s.id)"),
+  EXPECT_EQ(number(index,
+                   "SELECT count(*) FROM segments s WHERE entries != (SELECT count(*) FROM "
+                   "entries e WHERE e.segment = s.id) OR bytes != (SELECT "
+                   "ifnull(sum(length), 0) FROM entries e WHERE e.segment = s.id)"),
             0);
 }
 
@@ -140,7 +143,8 @@ class Sampler {
     if (database_ == nullptr) {
       sqlite3_open_v2((path_ + "/index.db").c_str(), &database_, SQLITE_OPEN_READWRITE, nullptr);
     }
-    if (sqlite3_exec(database_, "BEGIN IMMEDIATE", nullptr, nullptr, nullptr) != SQLITE_OK) return 0;
+    if (sqlite3_exec(database_, "BEGIN IMMEDIATE", nullptr, nullptr, nullptr) != SQLITE_OK)
+      return 0;
     const std::uint64_t bytes = disk_bytes(path_);
     sqlite3_exec(database_, "ROLLBACK", nullptr, nullptr, nullptr);
     return bytes;

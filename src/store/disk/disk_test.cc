@@ -330,7 +330,8 @@ TEST(Disk, AFileThatIsCutShortSwappedOrGoneIsMisses) {
   }
   EXPECT_GT(found, 20U);
   EXPECT_LT(found, 70U);
-  EXPECT_EQ(disk_stats(cache).corrupt, 150 - found);
+  const DiskStats stats = disk_stats(cache);
+  EXPECT_EQ(stats.corrupt + stats.stale, 150 - found);
   for (std::uint64_t id = 0; id < 150; ++id) put(cache, id, 10'000);
   cache.flush();
   cache.flush();
@@ -369,8 +370,8 @@ TEST(Disk, TheDirectoryMayGoWhileItIsInUse) {
   fs::remove_all(folder.cache());
   put(cache, 2);
   cache.flush();
-  cache.find(key_of(1));
-  cache.find(key_of(3));
+  EXPECT_FALSE(cache.find(key_of(3)));
+  static_cast<void>(cache.find(key_of(1)));  // its segment may be open still
   EXPECT_FALSE(cache.remove(key_of(3)));
   const DiskStats stats = disk_stats(cache);
   EXPECT_GT(stats.errors, 0);

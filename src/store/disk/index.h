@@ -153,8 +153,8 @@ class Index {
   bool move(const Key& key, const Place& from, const Place& to);
   // Removes the entry of a key; only at this place, if one is given. Returns where it was.
   std::optional<Place> remove(const Key& key, const std::optional<Place>& place = std::nullopt);
-  // Removes the entries of a scope; returns where they were.
-  std::vector<Place> remove_scope(std::uint64_t scope);
+  // Removes the entries of a scope with after < id <= last; returns where they were.
+  std::vector<Place> remove_scope(std::uint64_t scope, std::int64_t after, std::int64_t last);
   // Adds hits and the time of last use to the rows that are there, and `accesses` to the settings;
   // begins a new period when those exceed `period_length`.
   void add_hits(std::span<const HitCount> hits, std::int64_t now, double accesses,

@@ -84,7 +84,7 @@ bool use(const std::string& path, int round = 0) {
       index.move(key_of(200), entry_of(200, 1).place, entry_of(200, segment).place);
       index.remove(key_of(201));
       if (!rows.empty()) index.remove_segment(rows.back());
-      index.remove_scope(7);
+      index.remove_scope(7, 0, index.last_id());
       write.commit();
     }
     index.vacuum(100);

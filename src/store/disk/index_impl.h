@@ -95,7 +95,8 @@ struct Index::Impl {
       "SELECT id, scope, segment, offset, length, cost, hits, used, key FROM entries "
       "WHERE id BETWEEN ?1 AND ?2 AND segment = ?3 ORDER BY id"};
   Statement select_scope{
-      "SELECT id, scope, segment, offset, length, cost, hits, used FROM entries WHERE scope = ?1"};
+      "SELECT id, scope, segment, offset, length, cost, hits, used FROM entries "
+      "WHERE scope = ?1 AND id > ?2 AND id <= ?3"};
   Statement select_segments{"SELECT * FROM segments ORDER BY id"};
   Statement select_segment{"SELECT * FROM segments WHERE id = ?1"};
   Statement select_settings{"SELECT name, value FROM settings"};
@@ -114,7 +115,7 @@ struct Index::Impl {
   Statement delete_entry{"DELETE FROM entries WHERE id = ?1"};
   Statement delete_key{"DELETE FROM entries WHERE key = ?1"};
   Statement delete_range{"DELETE FROM entries WHERE id BETWEEN ?1 AND ?2 AND segment = ?3"};
-  Statement delete_scope{"DELETE FROM entries WHERE scope = ?1"};
+  Statement delete_scope{"DELETE FROM entries WHERE scope = ?1 AND id > ?2 AND id <= ?3"};
   Statement insert_segment{
       "INSERT INTO segments(id, mark, size, \"end\", sealed, entries, bytes, worth, first_id, "
       "last_id) VALUES(nullif(?4, 0), ?1, ?2, ?3, 0, 0, 0, 0.0, 0, 0)"};

@@ -179,10 +179,10 @@ TEST(Index, RemovesAScope) {
   IndexEntry other = entry_of(10, segment);
   other.scope = UINT64_MAX;
   index.add(other);
-  EXPECT_EQ(index.remove_scope(7).size(), 10U);
-  EXPECT_EQ(index.remove_scope(7).size(), 0U);
+  EXPECT_EQ(index.remove_scope(7, 0, index.last_id()).size(), 10U);
+  EXPECT_EQ(index.remove_scope(7, 0, index.last_id()).size(), 0U);
   EXPECT_EQ(row_of(index, segment).entries, 1U);
-  EXPECT_EQ(index.remove_scope(UINT64_MAX), std::vector{other.place});
+  EXPECT_EQ(index.remove_scope(UINT64_MAX, 0, index.last_id()), std::vector{other.place});
   write.commit();
   EXPECT_EQ(row_of(index, segment).entries, 0U);
   EXPECT_EQ(row_of(index, segment).bytes, 0U);

@@ -278,13 +278,15 @@ std::optional<Place> Index::remove(const Key& key, const std::optional<Place>& p
   return std::nullopt;
 }
 
-std::vector<Place> Index::remove_scope(std::uint64_t scope) {
+std::vector<Place> Index::remove_scope(std::uint64_t scope, std::int64_t after, std::int64_t last) {
   static constexpr std::string_view kWhere = "Index::remove_scope";
   impl_->require_write(kWhere);
   std::vector<IndexEntry> entries;
   {
     Query query(*impl_->database, impl_->select_scope, kWhere);
     query.bind(1, static_cast<std::int64_t>(scope));
+    query.bind(2, after);
+    query.bind(3, last);
     while (query.step()) {
       if (const std::optional<IndexEntry> entry = entry_in(query)) entries.push_back(*entry);
     }
@@ -295,6 +297,8 @@ std::vector<Place> Index::remove_scope(std::uint64_t scope) {
   {
     Query query(*impl_->database, impl_->delete_scope, kWhere);
     query.bind(1, static_cast<std::int64_t>(scope));
+    query.bind(2, after);
+    query.bind(3, last);
     query.run();
   }
   for (const IndexEntry& entry : entries) {

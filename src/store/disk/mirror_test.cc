@@ -24,7 +24,8 @@ std::atomic<std::size_t> most{0};
 constexpr std::size_t kHead = 16;  // in front of each, as much as an allocator takes
 }  // namespace
 
-void* operator new(std::size_t size) {
+// Not inlined: GCC takes what it then sees for a mismatch of new and free.
+[[gnu::noinline]] void* operator new(std::size_t size) {
   auto* const memory = static_cast<std::byte*>(std::malloc(size + kHead));
   if (memory == nullptr) throw std::bad_alloc();
   std::memcpy(memory, &size, sizeof size);
@@ -33,7 +34,7 @@ void* operator new(std::size_t size) {
   return memory + kHead;
 }
 
-void operator delete(void* pointer) noexcept {
+[[gnu::noinline]] void operator delete(void* pointer) noexcept {
   if (pointer == nullptr) return;
   auto* const memory = static_cast<std::byte*>(pointer) - kHead;
   std::size_t size = 0;

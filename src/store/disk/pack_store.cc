@@ -40,12 +40,15 @@ void PackStore::find(std::span<const Key> keys, const Secret& secret, const Take
   }
 }
 
-bool PackStore::read(const Key& key, std::span<std::byte> out, const Secret& secret) {
-  bool found = false;
-  find({&key, 1}, secret, [&](std::size_t, const EntryParts& parts, std::uint64_t) {
-    found = copy_values(parts, out);
-  });
-  return found;
+void PackStore::read(std::span<const Key> keys, std::span<std::byte> out, std::span<bool> found,
+                     const Secret& secret) {
+  const std::size_t bytes = out.size() / keys.size();
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    if (found[i]) continue;
+    find(keys.subspan(i, 1), secret, [&](std::size_t, const EntryParts& parts, std::uint64_t) {
+      found[i] = copy_values(parts, out.subspan(i * bytes, bytes));
+    });
+  }
 }
 
 bool PackStore::contains(const Key& key) {

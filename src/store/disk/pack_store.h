@@ -14,7 +14,8 @@ class PackStore final : public Store {
   explicit PackStore(const CacheOptions& options);
 
   void find(std::span<const Key> keys, const Secret& secret, const Take& take) override;
-  bool read(const Key& key, std::span<std::byte> out, const Secret& secret) override;
+  void read(std::span<const Key> keys, std::span<std::byte> out, std::span<bool> found,
+            const Secret& secret) override;
   [[nodiscard]] bool contains(const Key& key) override;
   void export_entries(const std::optional<std::uint64_t>& scope, const Export& take) override;
   [[nodiscard]] DiskStats stats() override;

@@ -36,7 +36,7 @@ WriteQueue::WriteQueue(std::size_t capacity)
 
 void WriteQueue::forget() noexcept {
   pending_ = std::make_shared<Batch>();
-  writing_ = nullptr;
+  writing_ = spare_ = nullptr;
   where_.clear();
   count_ = 0;
   static_cast<void>(filled_.release());
@@ -82,8 +82,12 @@ std::shared_ptr<Batch> WriteQueue::take(double seconds) {
   std::unique_lock lock(mutex_.plain());
   filled_->wait_until(lock, deadline(seconds), [&] { return woken_ || !pending_->items.empty(); });
   woken_ = false;
-  if (pending_->items.empty()) return nullptr;
-  writing_ = std::exchange(pending_, std::make_shared<Batch>());
+  if (pending_->items.empty()) {
+    spare_ = nullptr;
+    return nullptr;
+  }
+  writing_ = std::exchange(pending_, spare_ ? std::move(spare_) : std::make_shared<Batch>());
+  spare_ = nullptr;
   emptied_->notify_all();
   return writing_;
 }
@@ -94,6 +98,13 @@ void WriteQueue::written() {
   for (const Batch::Item& item : writing_->items) {
     const auto found = where_.find(item.key);
     if (found != where_.end() && found->second.batch == writing_) where_.erase(found);
+  }
+  // The next but one takes its memory, which would be mapped anew for each. Two hold it: this
+  // queue and its writer; a third is reading.
+  if (writing_.use_count() == 2 && writing_->bytes.capacity() <= 2 * capacity_) {
+    writing_->bytes.clear();
+    writing_->items.clear();
+    spare_ = std::move(writing_);
   }
   writing_ = nullptr;
   count_ = where_.size();

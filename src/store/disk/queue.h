@@ -87,6 +87,7 @@ class WriteQueue {
   mutable ForkMutex mutex_;
   std::shared_ptr<Batch> pending_;
   std::shared_ptr<Batch> writing_;
+  std::shared_ptr<Batch> spare_;  // empty, but for its memory
   std::unordered_map<Key, Where> where_;
   bool woken_ = false;
   // Never destroyed in the child of a fork: threads that it does not have may wait on them.

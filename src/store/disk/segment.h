@@ -121,7 +121,8 @@ class SegmentFiles {
   };
   using FilePtr = std::shared_ptr<const File>;
 
-  // Null if it is gone or its head is not that of this segment.
+  // Null, with errno 0, if it is gone or its head is not that of this segment; with errno set if it
+  // cannot be opened or read.
   [[nodiscard]] FilePtr open(std::uint32_t id);
   void close(std::uint32_t id);
   // Closes all for which alive(id) is false.

@@ -17,10 +17,17 @@ constexpr std::uint64_t kMostOffset = std::numeric_limits<off_t>::max();
 SegmentFiles::FilePtr open_segment(const Directory& directory, std::uint32_t id) {
   auto file = std::make_shared<SegmentFiles::File>();
   file->descriptor = directory.open(segment_name(id), O_RDONLY);
+  if (!file->descriptor) {
+    if (errno == ENOENT || errno == ELOOP || errno == EINVAL) errno = 0;  // no regular file
+    return nullptr;
+  }
   std::array<std::byte, kSegmentHead> head;
-  if (!file->descriptor || !read_at(file->descriptor.get(), 0, head)) return nullptr;
+  if (!read_at(file->descriptor.get(), 0, head)) return nullptr;
   const std::optional<SegmentMark> mark = read_segment_head(head, id);
-  if (!mark) return nullptr;
+  if (!mark) {
+    errno = 0;
+    return nullptr;
+  }
   file->id = id;
   file->mark = *mark;
   return file;

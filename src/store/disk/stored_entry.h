@@ -31,9 +31,9 @@ bool copy_values(const EntryParts& parts, std::span<std::byte> out) noexcept;
 [[nodiscard]] bool is_expired(const RecordHead& head, std::int64_t ttl) noexcept;
 
 // Reads the record of an entry that has one raw tensor of out.size() bytes and is under no secret,
-// its values straight into `out`; they are verified with what lies before and behind them. False,
-// with `out` unspecified, for anything else.
+// large values straight into `out`; they are verified with what lies before and behind them. False,
+// with `out` unspecified, for anything else. `cost` becomes the entry's, in seconds.
 bool read_values(const SegmentFiles::File& file, const Key& key, const Place& place,
-                 std::span<std::byte> out) noexcept;
+                 std::span<std::byte> out, double& cost) noexcept;
 
 }  // namespace tensorkey::internal

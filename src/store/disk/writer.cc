@@ -8,12 +8,14 @@
 #include <csignal>
 #include <ctime>
 #include <mutex>
+#include <numeric>
 
 namespace tensorkey::internal {
 namespace {
 
 constexpr std::chrono::seconds kBetweenReports(1);
-constexpr std::size_t kMostRows = 2048;  // of a transaction
+constexpr std::size_t kMostRows = 16'384;  // of a transaction
+constexpr std::int64_t kPurgedIds = 8192;  // that a transaction of purge() looks at
 constexpr std::size_t kMostBad = 1024;
 constexpr double kPeriodTurnovers = 5;  // accesses of each entry before frequencies halve
 constexpr double kLeastPeriod = 10'000;
@@ -23,14 +25,21 @@ std::size_t queue_bytes(std::uint64_t limit) {
   return std::clamp<std::uint64_t>(limit / 8, std::uint64_t{1} << 20, std::uint64_t{32} << 20);
 }
 
+// So that the log is a small part of the limit.
+std::size_t rows_per_commit(std::uint64_t limit) {
+  std::size_t rows = kMostRows;
+  while (rows > 1 && Index::growth(rows) > limit / 16) rows /= 2;
+  return rows;
+}
+
 }  // namespace
 
 Writer::Writer(DiskContext& context, Catalog& catalog)
     : context_(context),
       catalog_(catalog),
       health_(context.counters),
-      mutex_([this] { segment_.reset(); }, [this] { index_.reset(); }),
       bad_mutex_([this] { bad_.clear(); }),
+      mutex_([this] { segment_.reset(); }, [this] { index_.reset(); }),
       queue_(queue_bytes(context.options.disk_limit == 0 ? std::uint64_t{1} << 30
                                                          : context.options.disk_limit)),
       thread_mutex_([this] {
@@ -155,10 +164,11 @@ void Writer::write(Batch& batch) {
 // What was written or refused is taken off `items`.
 void Writer::write_items(Index& index, Batch& batch, Items& items) {
   settings_ = index.settings();
-  if (const auto bad = take_bad(&batch); !bad.empty()) {
+  if (const auto bad = bad_rows(&batch); !bad.empty()) {
     Index::Write write(index);
     for (const auto& [key, place] : bad) index.remove(key, place);
     write.commit();
+    forget_bad(bad);
   }
   while (!items.empty()) {
     const std::size_t first = batch.items[items[0]].length;
@@ -168,7 +178,8 @@ void Writer::write_items(Index& index, Batch& batch, Items& items) {
     }
     std::size_t count = 0;
     std::uint64_t bytes = 0;
-    while (count < items.size() && count < kMostRows) {
+    const std::size_t most = rows_per_commit(settings_.limit);
+    while (count < items.size() && count < most) {
       bytes += batch.items[items[count]].length;
       if (bytes > segment_->left()) break;
       ++count;
@@ -186,7 +197,8 @@ void Writer::write_items(Index& index, Batch& batch, Items& items) {
 
 // Whether the index may grow by so many entries.
 bool Writer::fits_bound(Index& index, std::size_t entries) const {
-  return context_.directory.allocated() + index.unwritten_bytes() + Index::growth(entries) <=
+  return context_.directory.allocated() + index.unwritten_bytes() + Index::growth(entries) +
+             reserve(index) <=
          settings_.limit;
 }
 
@@ -226,11 +238,15 @@ bool Writer::write_part(Index& index, Batch& batch, std::span<const std::size_t>
       segment.append(std::span(batch.bytes).subspan(from, to - from));
     }
     Index::Write write(index);
-    if (!has_room(index, Index::growth(items.size()))) {
+    if (!has_room(index, Index::growth(items.size()) + reserve(index))) {
       segment.rewind(begin);
       return false;
     }
-    for (std::size_t i = 0; i < entries.size(); ++i) added[i] = index.add(entries[i]);
+    // In the order of the key's own tree: each of its pages is changed once.
+    std::vector<std::size_t> order(entries.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::ranges::sort(order, {}, [&](std::size_t i) { return entries[i].key; });
+    for (const std::size_t i : order) added[i] = index.add(entries[i]);
     index.set_end(segment.id(), segment.end());
     write.commit();
   } catch (...) {
@@ -270,11 +286,15 @@ std::size_t Writer::purge(std::uint64_t scope) {
   std::size_t count = queue_.cancel([&](const Batch::Item& item) { return item.scope == scope; });
   const std::lock_guard lock(mutex_);
   guarded([&](Index& index) {
-    Index::Write write(index);
-    const std::vector<Place> places = index.remove_scope(scope);
-    write.commit();
-    count += places.size();
-    for (const Place& place : places) void_record(context_.directory, place);
+    // In parts, so that others can write in between and the log stays small.
+    const std::int64_t last = index.last_id();
+    for (std::int64_t after = 0; after < last; after += kPurgedIds) {
+      Index::Write write(index);
+      const std::vector<Place> places = index.remove_scope(scope, after, after + kPurgedIds);
+      write.commit();
+      count += places.size();
+      for (const Place& place : places) void_record(context_.directory, place);
+    }
   });
   return count;
 }
@@ -318,29 +338,38 @@ void Writer::report(const Key& key, const Place& place, bool foreign) {
 }
 
 // The rows that are to go: before a batch is written those of its keys, else all but the foreign.
-std::vector<std::pair<Key, Place>> Writer::take_bad(const Batch* batch) {
-  std::vector<std::pair<Key, Place>> taken;
+std::vector<std::pair<Key, Place>> Writer::bad_rows(const Batch* batch) const {
+  std::vector<std::pair<Key, Place>> rows;
   const std::lock_guard lock(bad_mutex_);
-  const auto take = [&](auto found) {
-    taken.emplace_back(found->first, found->second.place);
-    return bad_.erase(found);
-  };
   if (batch == nullptr) {
-    for (auto each = bad_.begin(); each != bad_.end();) {
-      each = each->second.foreign ? std::next(each) : take(each);
+    for (const auto& [key, bad] : bad_) {
+      if (!bad.foreign) rows.emplace_back(key, bad.place);
     }
   } else if (!bad_.empty()) {
     for (const Batch::Item& item : batch->items) {
-      if (const auto found = bad_.find(item.key); found != bad_.end()) take(found);
+      if (const auto found = bad_.find(item.key); found != bad_.end()) {
+        rows.emplace_back(found->first, found->second.place);
+      }
     }
   }
-  return taken;
+  return rows;
+}
+
+// Only when they are gone: until then wants() must say that their keys may be written. Loading may
+// have read these rows after whoever reported them had forgotten them.
+void Writer::forget_bad(std::span<const std::pair<Key, Place>> rows) {
+  for (const auto& [key, place] : rows) context_.mirror.erase(key, place);
+  const std::lock_guard lock(bad_mutex_);
+  for (const auto& [key, place] : rows) {
+    const auto found = bad_.find(key);
+    if (found != bad_.end() && found->second.place == place) bad_.erase(found);
+  }
 }
 
 void Writer::upkeep() {
   reported_ = Clock::now();
   const Usage::Report usage = context_.usage.report();
-  const std::vector<std::pair<Key, Place>> bad = take_bad(nullptr);
+  const std::vector<std::pair<Key, Place>> bad = bad_rows(nullptr);
   if (context_.directory.read_only()) return;
   const std::lock_guard lock(mutex_);
   guarded([&](Index& index) {
@@ -349,16 +378,19 @@ void Writer::upkeep() {
     if (!bad.empty() || usage.accesses > 0) {
       if (index.log_bytes() > log_bytes(settings_.limit)) index.checkpoint();
       Index::Write write(index);
-      for (const auto& [key, place] : bad) index.remove(key, place);
-      // Hits are told as far as there is room to write them down.
+      // As far as there is room to write it down.
       std::span<const HitCount> hits(usage.hits);
-      while (!hits.empty() && !has_room(index, change_bytes(index, hits.size()))) {
-        hits = hits.first(hits.size() / 2);
+      const std::uint64_t needed = reserve(index);
+      const auto fits = [&] {
+        return has_room(index, change_bytes(index, 2 * (hits.size() + bad.size())) + needed);
+      };
+      while (!hits.empty() && !fits()) hits = hits.first(hits.size() / 2);
+      if (fits()) {
+        for (const auto& [key, place] : bad) index.remove(key, place);
+        index.add_hits(hits, std::time(nullptr), usage.accesses, period);
+        write.commit();
+        forget_bad(bad);
       }
-      index.add_hits(hits, std::time(nullptr), usage.accesses, period);
-      write.commit();
-      // Loading may have read these rows after whoever reported them had forgotten them.
-      for (const auto& [key, place] : bad) context_.mirror.erase(key, place);
     }
     settings_ = index.settings();
     shrink(index);

@@ -64,12 +64,14 @@ class Writer {
   template <typename Work>
   bool guarded(Work&& work);
   Index* index();
-  std::vector<std::pair<Key, Place>> take_bad(const Batch* batch);
+  [[nodiscard]] std::vector<std::pair<Key, Place>> bad_rows(const Batch* batch) const;
+  void forget_bad(std::span<const std::pair<Key, Place>> rows);
   void write_items(Index& index, Batch& batch, Items& items);
   bool write_part(Index& index, Batch& batch, std::span<const std::size_t> items);
   [[nodiscard]] bool fits_bound(Index& index, std::size_t entries) const;
   [[nodiscard]] bool has_room(Index& index, std::uint64_t bytes);
   [[nodiscard]] std::uint64_t change_bytes(Index& index, std::size_t rows) const;
+  [[nodiscard]] std::uint64_t reserve(Index& index) const;
 
   // writer_room.cc
   // Those who want room, and the least of what must go for them is worth.
@@ -95,18 +97,19 @@ class Writer {
   DiskContext& context_;
   Catalog& catalog_;
   Health health_;
-  ForkMutex mutex_;
-  std::unique_ptr<Index> index_;
-  std::optional<SegmentWriter> segment_;
-  IndexSettings settings_;
-  Clock::time_point reported_{};
 
   struct Bad {
     Place place;
     bool foreign;
   };
-  mutable ForkMutex bad_mutex_;
+  mutable ForkMutex bad_mutex_;  // older than mutex_, under which it is taken
   std::unordered_map<Key, Bad> bad_;
+
+  ForkMutex mutex_;
+  std::unique_ptr<Index> index_;
+  std::optional<SegmentWriter> segment_;
+  IndexSettings settings_;
+  Clock::time_point reported_{};
 
   WriteQueue queue_;
   std::atomic<bool> stopping_{false};

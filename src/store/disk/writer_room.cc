@@ -14,7 +14,7 @@ namespace {
 constexpr std::uint64_t kLeastSegment = std::uint64_t{256} << 10;
 constexpr std::uint64_t kLargestSegment = std::uint64_t{64} << 20;
 constexpr std::uint64_t kSegmentsPerLimit = 128;
-constexpr std::size_t kReservedRows = 64;  // by which the index can grow when the segments are full
+constexpr std::size_t kReservedRows = 16;  // by which the index can grow when the segments are full
 constexpr int kRounds = 8;                 // others may take the room that was made
 
 // A candidate must be worth more than so many times what goes for it. Where everything is asked for
@@ -108,8 +108,8 @@ bool Writer::create(Index& index, std::uint64_t bytes) {
   settings_ = index.settings();
   const std::vector<SegmentRow> rows = index.segments();
   remove_orphans(rows);
-  const std::uint64_t taken =
-      context_.directory.allocated() + index.unwritten_bytes() + Index::growth(kReservedRows);
+  const std::uint64_t taken = context_.directory.allocated() + index.unwritten_bytes() +
+                              Index::growth(kReservedRows) + reserve(index);
   const std::uint64_t room = settings_.limit > taken ? settings_.limit - taken : 0;
   const std::uint64_t usual = segment_size(settings_.limit);
   const std::uint64_t least = (bytes + kSegmentHead + 4095) / 4096 * 4096;
@@ -150,12 +150,22 @@ bool Writer::has_room(Index& index, std::uint64_t bytes) {
   return fits();
 }
 
-// By which the log grows at most when so many rows that are there are changed or removed: a page of
-// the index once.
+// By which the log grows at most when so many rows that are there are changed, each page once.
 std::uint64_t Writer::change_bytes(Index& index, std::size_t rows) const {
   const std::uint64_t pages =
       context_.directory.allocated(kIndexFile) + index.unwritten_bytes() + Index::growth(0);
-  return std::min(Index::growth(2 * rows), pages + pages / 128);
+  return std::min(Index::growth(rows), pages + pages / 128);
+}
+
+// What must stay free so that a segment can be evicted where nobody can cut the log: by how much it
+// may grow more than the segment gives back.
+std::uint64_t Writer::reserve(Index& index) const {
+  std::uint64_t most = Index::growth(0);
+  for (const SegmentRow& row : index.segments()) {
+    const std::uint64_t bytes = change_bytes(index, row.entries) + Index::growth(0);
+    most = std::max(most, bytes - std::min(bytes, row.size));
+  }
+  return most;
 }
 
 // The segment that is worth least, for its bytes, of those that nobody writes.
@@ -191,7 +201,8 @@ bool Writer::evict(Index& index, Candidates* candidates) {
     choose_kept(index, *row, most, candidates->kept);
     kept = candidates->kept.items.size() - kept;
   }
-  // Where the log has no room for this, the bytes go first; until the rows are gone they are misses.
+  // Where the log has no room for this, the bytes go first; until the rows are gone they are
+  // misses.
   const bool fits = has_room(index, change_bytes(index, row->entries));
   const std::uint64_t gone = index.remove_segment(*row);
   if (!fits) erase_segment(context_.directory, row->id);
