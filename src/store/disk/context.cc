@@ -181,7 +181,14 @@ std::string Health::text() const {
 }
 
 std::uint64_t log_bytes(std::uint64_t limit) noexcept {
-  return std::clamp<std::uint64_t>(limit / 32, std::uint64_t{128} << 10, std::uint64_t{32} << 20);
+  return std::clamp<std::uint64_t>(limit / 48, std::uint64_t{224} << 10, std::uint64_t{32} << 20);
+}
+
+std::size_t rows_per_commit(std::uint64_t limit) noexcept {
+  constexpr std::size_t kMost = 16'384;
+  std::size_t rows = kMost;
+  while (rows > 1 && Index::growth(rows) > log_bytes(limit)) rows -= (rows + 7) / 8;
+  return rows;
 }
 
 DiskContext::DiskContext(const CacheOptions& the_options)

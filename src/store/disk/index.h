@@ -11,9 +11,9 @@
 //   }
 //
 // Errors: kUnavailable for a lock that others hold longer than `busy`, kExhausted for a full disk,
-// kCorruption for a file that SQLite finds damaged or that is no index of this format, kIo for all
-// else. docs/disk_layout.md has every table and column. Schema version 1 is PRAGMA user_version 1,
-// and PRAGMA application_id is kApplication.
+// kCorruption for a file that SQLite finds damaged or that is no index, kUnsupported for one of a
+// newer version, kIo for all else. docs/disk_layout.md has every table and column. Schema version 1
+// is PRAGMA user_version 1, and PRAGMA application_id is kApplication.
 //
 // Frequencies age by halving once in a period, a number in the settings. A hit in period p adds 2^p
 // to the hits of its entry, so nothing else is written when a period ends; hits / 2^period is the
@@ -73,6 +73,12 @@ struct IndexSettings {
 struct HitCount {
   Key key;
   double hits;  // in units of the present period: 2^period is multiplied by add_hits
+};
+
+// What hits were worth to the entries of a segment together, in seconds, likewise.
+struct SegmentWorth {
+  std::uint32_t segment;
+  double worth;
 };
 
 class Index {
@@ -145,6 +151,8 @@ class Index {
   void seal(std::uint32_t segment, std::uint64_t size);
   // Removes a segment with all its entries; returns how many entries went.
   std::uint64_t remove_segment(const SegmentRow& segment);
+  // Removes at most so many of its entries; returns how many.
+  std::size_t remove_entries(const SegmentRow& segment, std::size_t most);
 
   // False if the key is there already. Keeps the accounts of the segment, as all below do. The hits
   // of the entry are in units of the present period.
@@ -155,10 +163,11 @@ class Index {
   std::optional<Place> remove(const Key& key, const std::optional<Place>& place = std::nullopt);
   // Removes the entries of a scope with after < id <= last; returns where they were.
   std::vector<Place> remove_scope(std::uint64_t scope, std::int64_t after, std::int64_t last);
-  // Adds hits and the time of last use to the rows that are there, and `accesses` to the settings;
-  // begins a new period when those exceed `period_length`.
-  void add_hits(std::span<const HitCount> hits, std::int64_t now, double accesses,
-                double period_length);
+  // Adds hits and the time of last use to the rows that are there, worth to their segments (hits
+  // may be a sample, worth is not), and `accesses` to the settings; begins a new period when those
+  // exceed `period_length`.
+  void add_hits(std::span<const HitCount> hits, std::span<const SegmentWorth> worth,
+                std::int64_t now, double accesses, double period_length);
   void set_limit(std::uint64_t limit);
 
   // --- Upkeep, outside of a Write.

@@ -80,7 +80,7 @@ bool use(const std::string& path, int round = 0) {
       const std::uint32_t segment = index.add_segment(mark_of(9), 1 << 20, 64);
       for (std::uint64_t i = 1000; i < 1050; ++i) index.add(entry_of(i, segment));
       const std::array hits{HitCount{key_of(100), 1}, HitCount{key_of(400), 1}};
-      index.add_hits(hits, 1, 1, 1e9);
+      index.add_hits(hits, {}, 1, 1, 1e9);
       index.move(key_of(200), entry_of(200, 1).place, entry_of(200, segment).place);
       index.remove(key_of(201));
       if (!rows.empty()) index.remove_segment(rows.back());
@@ -252,7 +252,7 @@ void expect_skipped(const std::string& change, std::size_t scanned) {
   EXPECT_EQ(index.entries_of(row_of(index, segment)).size(), 2U);
   Index::Write write(index);
   const std::array hits{HitCount{key_of(1), 1}};
-  index.add_hits(hits, 1, 1, 100);
+  index.add_hits(hits, {}, 1, 1, 100);
   EXPECT_FALSE(index.move(key_of(1), entry_of(1, segment).place, entry_of(1, segment).place));
   EXPECT_FALSE(index.remove(key_of(1), entry_of(1, segment).place));
   EXPECT_TRUE(index.add(entry_of(1, segment)));  // its key is free for another
@@ -335,7 +335,7 @@ TEST(IndexDamage, HostileSegmentsAreSkipped) {
       EXPECT_TRUE(index.find(key_of(1)));
       Index::Write write(index);
       const std::array hits{HitCount{key_of(1), 1}};
-      index.add_hits(hits, 1, 1, 100);
+      index.add_hits(hits, {}, 1, 1, 100);
       EXPECT_TRUE(index.remove(key_of(1)));
       expect_error(ErrorCode::kIo, [&] { index.add(entry_of(7, 1)); });
       EXPECT_EQ(index.remove_segment({.id = 1, .first_id = 1, .last_id = 3}), 2U);

@@ -260,8 +260,9 @@ TEST(Index, HitsAgeByPeriods) {
   Index index({.path = folder.index()});
   const auto hit = [&](std::uint64_t number, double accesses, double period_length) {
     const std::array hits{HitCount{key_of(number), 3}, HitCount{key_of(77), 1}};
+    const std::array worth{SegmentWorth{segment, 3 * 0.5}};
     Index::Write write(index);
-    index.add_hits(hits, 1'800'000'000, accesses, period_length);
+    index.add_hits(hits, worth, 1'800'000'000, accesses, period_length);
     write.commit();
   };
   hit(0, 4, 10);
@@ -279,7 +280,7 @@ TEST(Index, HitsAgeByPeriods) {
   {
     Index::Write write(index);
     index.add(entry_of(3, segment));
-    index.add_hits({}, 0, 0, 10);
+    index.add_hits({}, {}, 0, 0, 10);
     write.commit();
   }
   EXPECT_EQ(index.find(key_of(3))->hits, 2);
@@ -291,9 +292,14 @@ TEST(Index, HitsAreScaledBackAfterManyPeriods) {
   const std::uint32_t segment = make(folder.index(), 1);
   Index index({.path = folder.index()});
   const std::array hits{HitCount{key_of(0), 8}};
+  const std::array worth{SegmentWorth{segment, 8 * 0.5}};
   for (int i = 0; i < 501; ++i) {
     Index::Write write(index);
-    index.add_hits(i >= 499 ? std::span(hits) : std::span<const HitCount>(), 0, 1, 1);
+    if (i >= 499) {
+      index.add_hits(hits, worth, 0, 1, 1);
+    } else {
+      index.add_hits({}, {}, 0, 1, 1);
+    }
     write.commit();
     EXPECT_EQ(index.settings().period, i == 500 ? 0 : i + 1);
   }

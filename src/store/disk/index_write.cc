@@ -180,6 +180,23 @@ std::uint64_t Index::remove_segment(const SegmentRow& segment) {
   return removed;
 }
 
+std::size_t Index::remove_entries(const SegmentRow& segment, std::size_t most) {
+  static constexpr std::string_view kWhere = "Index::remove_entries";
+  impl_->require_write(kWhere);
+  std::vector<IndexEntry> entries;
+  {
+    Query query(*impl_->database, impl_->select_range, kWhere);
+    query.bind(1, segment.first_id);
+    query.bind(2, segment.last_id);
+    query.bind(3, std::int64_t{segment.id});
+    while (entries.size() < most && query.step()) {
+      if (const std::optional<IndexEntry> entry = entry_in(query)) entries.push_back(*entry);
+    }
+  }
+  for (const IndexEntry& entry : entries) impl_->erase(entry, kWhere);
+  return entries.size();
+}
+
 // --- Entries
 
 bool Index::Impl::insert(const IndexEntry& entry, std::string_view where) {
@@ -309,24 +326,23 @@ std::vector<Place> Index::remove_scope(std::uint64_t scope, std::int64_t after, 
 
 // --- Settings
 
-void Index::add_hits(std::span<const HitCount> hits, std::int64_t now, double accesses,
-                     double period_length) {
+void Index::add_hits(std::span<const HitCount> hits, std::span<const SegmentWorth> worth,
+                     std::int64_t now, double accesses, double period_length) {
   static constexpr std::string_view kWhere = "Index::add_hits";
   impl_->require_write(kWhere);
   IndexSettings settings = impl_->settings_to_read(kWhere);
   for (const HitCount& hit : hits) {
     const std::optional<IndexEntry> entry = impl_->find(hit.key, kWhere);
     if (!entry) continue;
-    Impl::Account& owner = impl_->account(entry->place.segment, kWhere);
-    const double more = stored_hits(hit.hits, settings.period);
-    {
-      Query query(*impl_->database, impl_->update_entry, kWhere);
-      query.bind(1, entry->id);
-      query.bind(2, tamed(entry->hits + more));
-      query.bind(3, std::max(entry->used, now));
-      query.run();
-    }
-    owner.row.worth = tamed(owner.row.worth + more * entry->cost);
+    Query query(*impl_->database, impl_->update_entry, kWhere);
+    query.bind(1, entry->id);
+    query.bind(2, tamed(entry->hits + stored_hits(hit.hits, settings.period)));
+    query.bind(3, std::max(entry->used, now));
+    query.run();
+  }
+  for (const auto& [segment, more] : worth) {
+    Impl::Account& owner = impl_->account(segment, kWhere);
+    owner.row.worth = tamed(owner.row.worth + stored_hits(more, settings.period));
     owner.changed = owner.present;
   }
   settings.accesses += at_most(accesses, kMostHits);

@@ -11,7 +11,7 @@ namespace {
 
 constexpr std::size_t kFewestGhosts = std::size_t{1} << 12;
 constexpr std::size_t kMostGhosts = std::size_t{4} << 20;  // 16 MiB
-constexpr std::size_t kMostNoted = 8 * Usage::kMostRows;
+constexpr std::size_t kMostNoted = 8192;
 
 std::uint64_t hash_of(const Key& key) { return std::hash<Key>{}(key); }
 
@@ -63,21 +63,26 @@ double Usage::frequency(const Key& key) const {
   return heat ? std::max(1.0, std::exp2(*heat - now)) : 1;
 }
 
-Usage::Report Usage::report() {
+Usage::Report Usage::report(std::size_t rows) {
   Report report;
   const std::lock_guard lock(mutex_);
   report.accesses = std::exchange(accesses_, 0);
-  const double scale = std::max(1.0, static_cast<double>(hits_.size()) / kMostRows);
+  const auto most = static_cast<double>(std::clamp<std::size_t>(rows, 1, kMostNoted / 8));
+  const auto noted = static_cast<double>(hits_.size());
+  const double scale = std::max(1.0, noted / most);
   double sum = 0;  // each scale-th is reported, for scale times its hits
   for (const auto& [key, hits] : hits_) {
     if ((sum += 1) < scale) continue;
     sum -= scale;
     report.hits.push_back({.key = key, .hits = hits * scale});
   }
-  if (hits_.size() > kMostRows) {
+  if (noted > most) {
     share_ = std::max(1e-6, share_ / scale);
-  } else if (hits_.size() < kMostRows / 2) {
+  } else if (noted < most / 2) {
     share_ = std::min(1.0, share_ * 2);
+  }
+  for (const auto& [segment, worth] : worth_) {
+    report.worth.push_back({.segment = segment, .worth = worth});
   }
   hits_.clear();
   worth_.clear();

@@ -23,9 +23,6 @@ inline constexpr double kLeastCost = 1e-9;
 
 class Usage {
  public:
-  // Rows of the index that one report changes: each is a page in SQLite's log.
-  static constexpr std::size_t kMostRows = 1024;
-
   Usage();
 
   struct Hit {
@@ -43,11 +40,13 @@ class Usage {
   [[nodiscard]] double unreported(std::uint32_t segment) const;
 
   struct Report {
-    std::vector<HitCount> hits;
+    std::vector<HitCount> hits;  // a sample
+    std::vector<SegmentWorth> worth;
     double accesses = 0;
   };
-  // What came together since the last report.
-  Report report();
+  // What came together since the last report; at most so many rows, which then stand for the
+  // others.
+  Report report(std::size_t rows);
   // Frequencies count in this period from now on; there are so many entries on disk.
   void set(std::int64_t period, std::uint64_t entries);
 

@@ -14,22 +14,15 @@ namespace tensorkey::internal {
 namespace {
 
 constexpr std::chrono::seconds kBetweenReports(1);
-constexpr std::size_t kMostRows = 16'384;  // of a transaction
 constexpr std::int64_t kPurgedIds = 8192;  // that a transaction of purge() looks at
 constexpr std::size_t kMostBad = 1024;
 constexpr double kPeriodTurnovers = 5;  // accesses of each entry before frequencies halve
 constexpr double kLeastPeriod = 10'000;
 constexpr int kVacuumPages = 256;
+constexpr int kPatience = 50;  // milliseconds for readers that are in the way of the log
 
 std::size_t queue_bytes(std::uint64_t limit) {
   return std::clamp<std::uint64_t>(limit / 8, std::uint64_t{1} << 20, std::uint64_t{32} << 20);
-}
-
-// So that the log is a small part of the limit.
-std::size_t rows_per_commit(std::uint64_t limit) {
-  std::size_t rows = kMostRows;
-  while (rows > 1 && Index::growth(rows) > limit / 16) rows /= 2;
-  return rows;
 }
 
 }  // namespace
@@ -53,7 +46,7 @@ Writer::Writer(DiskContext& context, Catalog& catalog)
     settings_ = index.settings();
     const std::uint64_t wanted = context_.options.disk_limit;
     if (wanted != 0 && wanted != settings_.limit) {
-      Index::Write write(index);
+      Index::Write write = begin(index);
       index.set_limit(wanted);
       write.commit();
       settings_.limit = wanted;
@@ -106,7 +99,7 @@ void Writer::run() {
       write(*batch);
       queue_.written();
     }
-    if (Clock::now() >= reported_ + kBetweenReports) upkeep();
+    if (Clock::now() >= reported_.load() + kBetweenReports) upkeep();
   }
 }
 
@@ -165,7 +158,7 @@ void Writer::write(Batch& batch) {
 void Writer::write_items(Index& index, Batch& batch, Items& items) {
   settings_ = index.settings();
   if (const auto bad = bad_rows(&batch); !bad.empty()) {
-    Index::Write write(index);
+    Index::Write write = begin(index);
     for (const auto& [key, place] : bad) index.remove(key, place);
     write.commit();
     forget_bad(bad);
@@ -184,25 +177,38 @@ void Writer::write_items(Index& index, Batch& batch, Items& items) {
       if (bytes > segment_->left()) break;
       ++count;
     }
-    // What the index may grow by at most is far more than what it does, so a smaller part fits yet.
-    while (count > 1 && !fits_bound(index, count)) count /= 2;
-    while (!fits_bound(index, count)) {
-      if (index.log_bytes() > log_bytes(settings_.limit) && index.checkpoint()) continue;
-      if (!evict(index, nullptr)) return;
+    if (write_part(index, batch, std::span(items).first(count))) {
+      items.erase(items.begin(), items.begin() + static_cast<std::ptrdiff_t>(count));
+    } else if (!evict(index, nullptr)) {
+      return;
     }
-    if (!write_part(index, batch, std::span(items).first(count))) continue;
-    items.erase(items.begin(), items.begin() + static_cast<std::ptrdiff_t>(count));
   }
 }
 
-// Whether the index may grow by so many entries.
-bool Writer::fits_bound(Index& index, std::size_t entries) const {
-  return context_.directory.allocated() + index.unwritten_bytes() + Index::growth(entries) +
-             reserve(index) <=
-         settings_.limit;
+// Where a reader that sleeps keeps the log from being cut back, nothing more is written.
+Index::Write Writer::begin(Index& index) {
+  const std::uint64_t usual = log_bytes(settings_.limit);
+  for (int patience = kPatience; index.log_bytes() > usual; --patience) {
+    if (index.checkpoint()) break;
+    if (patience == 0) {
+      throw Error(ErrorCode::kUnavailable,
+                  "[ActivationCache] the log of the index in " + context_.directory.path() +
+                      " cannot be cut back; expected other processes to read for moments only");
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return Index::Write(index);
 }
 
-// The bytes first, then the rows: who sees a row finds its record. False if others took the room.
+// What the directory takes, with all of the log's share, and with what is in the log and not yet in
+// the index.
+std::uint64_t Writer::taken(Index& index) const {
+  const std::uint64_t log = context_.directory.allocated(std::string(kIndexFile) + "-wal");
+  const std::uint64_t share = 2 * log_bytes(settings_.limit);
+  return context_.directory.allocated() - log + std::max(log, share) + index.unwritten_bytes();
+}
+
+// The bytes first, then the rows: who sees a row finds its record. False if the index has no room.
 bool Writer::write_part(Index& index, Batch& batch, std::span<const std::size_t> items) {
   SegmentWriter& segment = *segment_;
   const std::uint64_t begin = segment.end();
@@ -237,17 +243,17 @@ bool Writer::write_part(Index& index, Batch& batch, std::span<const std::size_t>
       }
       segment.append(std::span(batch.bytes).subspan(from, to - from));
     }
-    Index::Write write(index);
-    if (!has_room(index, Index::growth(items.size()) + reserve(index))) {
-      segment.rewind(begin);
-      return false;
-    }
+    Index::Write write = this->begin(index);
     // In the order of the key's own tree: each of its pages is changed once.
     std::vector<std::size_t> order(entries.size());
     std::iota(order.begin(), order.end(), std::size_t{0});
     std::ranges::sort(order, {}, [&](std::size_t i) { return entries[i].key; });
     for (const std::size_t i : order) added[i] = index.add(entries[i]);
     index.set_end(segment.id(), segment.end());
+    if (taken(index) > settings_.limit) {
+      segment.rewind(begin);
+      return false;
+    }
     write.commit();
   } catch (...) {
     segment.rewind(begin);
@@ -256,7 +262,10 @@ bool Writer::write_part(Index& index, Batch& batch, std::span<const std::size_t>
   for (std::size_t i = 0; i < entries.size(); ++i) {
     const Batch::Item& item = batch.items[items[i]];
     context_.counters.written_bytes += item.length;
-    if (!added[i]) continue;
+    if (!added[i]) {  // another process was faster
+      static_cast<void>(catalog_.look_up(item.key));
+      continue;
+    }
     context_.mirror.insert(entries[i].key, entries[i].place);
     if (item.hits != 0) continue;  // it was there before
     ++context_.counters.insertions;
@@ -271,7 +280,7 @@ bool Writer::remove(const Key& key) {
   bool there = queue_.cancel([&](const Batch::Item& item) { return item.key == key; }) > 0;
   const std::lock_guard lock(mutex_);
   guarded([&](Index& index) {
-    Index::Write write(index);
+    Index::Write write = begin(index);
     const std::optional<Place> place = index.remove(key);
     write.commit();
     if (!place) return;
@@ -286,11 +295,13 @@ std::size_t Writer::purge(std::uint64_t scope) {
   std::size_t count = queue_.cancel([&](const Batch::Item& item) { return item.scope == scope; });
   const std::lock_guard lock(mutex_);
   guarded([&](Index& index) {
+    settings_ = index.settings();
     // In parts, so that others can write in between and the log stays small.
+    const auto part = static_cast<std::int64_t>(rows_per_commit(settings_.limit));
     const std::int64_t last = index.last_id();
-    for (std::int64_t after = 0; after < last; after += kPurgedIds) {
-      Index::Write write(index);
-      const std::vector<Place> places = index.remove_scope(scope, after, after + kPurgedIds);
+    for (std::int64_t after = 0; after < last; after += part) {
+      Index::Write write = begin(index);
+      const std::vector<Place> places = index.remove_scope(scope, after, after + part);
       write.commit();
       count += places.size();
       for (const Place& place : places) void_record(context_.directory, place);
@@ -303,23 +314,31 @@ void Writer::clear() {
   queue_.cancel([](const Batch::Item&) { return true; });
   const std::lock_guard lock(mutex_);
   guarded([&](Index& index) {
+    settings_ = index.settings();
     segment_.reset();
-    std::vector<std::uint32_t> gone;
-    std::vector<Place> voided;
-    Index::Write write(index);
+    const std::size_t part = rows_per_commit(settings_.limit);
     for (const SegmentRow& row : index.segments()) {
-      if (unlocked(context_.directory, row.id)) {
-        index.remove_segment(row);
-        gone.push_back(row.id);
-        continue;
+      std::vector<IndexEntry> entries;
+      bool ours = false;
+      {
+        Index::Write write = begin(index);
+        ours = unlocked(context_.directory, row.id);
+        if (ours) {
+          empty(index, row);
+        } else {
+          entries = index.entries_of(row);  // somebody writes it: it stays, without them
+        }
+        write.commit();
       }
-      for (const IndexEntry& entry : index.entries_of(row)) {
-        if (index.remove(entry.key, entry.place)) voided.push_back(entry.place);
+      if (ours) drain(index, row);
+      for (std::size_t first = 0; first < entries.size(); first += part) {
+        const auto some = std::span(entries).subspan(first, std::min(part, entries.size() - first));
+        Index::Write write = begin(index);
+        for (const IndexEntry& entry : some) index.remove(entry.key, entry.place);
+        write.commit();
+        for (const IndexEntry& entry : some) void_record(context_.directory, entry.place);
       }
     }
-    write.commit();
-    for (const std::uint32_t id : gone) erase_segment(context_.directory, id);
-    for (const Place& place : voided) void_record(context_.directory, place);
     context_.mirror.clear();
   });
 }
@@ -368,29 +387,22 @@ void Writer::forget_bad(std::span<const std::pair<Key, Place>> rows) {
 
 void Writer::upkeep() {
   reported_ = Clock::now();
-  const Usage::Report usage = context_.usage.report();
-  const std::vector<std::pair<Key, Place>> bad = bad_rows(nullptr);
   if (context_.directory.read_only()) return;
   const std::lock_guard lock(mutex_);
   guarded([&](Index& index) {
-    const double period =
-        std::max(kLeastPeriod, kPeriodTurnovers * static_cast<double>(index.entries()));
+    settings_ = index.settings();
+    const std::size_t rows = rows_per_commit(settings_.limit);
+    auto bad = bad_rows(nullptr);
+    bad.resize(std::min(bad.size(), rows));
+    const Usage::Report usage = context_.usage.report(rows);
     if (!bad.empty() || usage.accesses > 0) {
-      if (index.log_bytes() > log_bytes(settings_.limit)) index.checkpoint();
-      Index::Write write(index);
-      // As far as there is room to write it down.
-      std::span<const HitCount> hits(usage.hits);
-      const std::uint64_t needed = reserve(index);
-      const auto fits = [&] {
-        return has_room(index, change_bytes(index, 2 * (hits.size() + bad.size())) + needed);
-      };
-      while (!hits.empty() && !fits()) hits = hits.first(hits.size() / 2);
-      if (fits()) {
-        for (const auto& [key, place] : bad) index.remove(key, place);
-        index.add_hits(hits, std::time(nullptr), usage.accesses, period);
-        write.commit();
-        forget_bad(bad);
-      }
+      const double period =
+          std::max(kLeastPeriod, kPeriodTurnovers * static_cast<double>(index.entries()));
+      Index::Write write = begin(index);
+      for (const auto& [key, place] : bad) index.remove(key, place);
+      index.add_hits(usage.hits, usage.worth, std::time(nullptr), usage.accesses, period);
+      write.commit();
+      forget_bad(bad);
     }
     settings_ = index.settings();
     shrink(index);

@@ -68,10 +68,9 @@ class Writer {
   void forget_bad(std::span<const std::pair<Key, Place>> rows);
   void write_items(Index& index, Batch& batch, Items& items);
   bool write_part(Index& index, Batch& batch, std::span<const std::size_t> items);
-  [[nodiscard]] bool fits_bound(Index& index, std::size_t entries) const;
-  [[nodiscard]] bool has_room(Index& index, std::uint64_t bytes);
-  [[nodiscard]] std::uint64_t change_bytes(Index& index, std::size_t rows) const;
-  [[nodiscard]] std::uint64_t reserve(Index& index) const;
+  // A transaction, for whose log there is room.
+  Index::Write begin(Index& index);
+  [[nodiscard]] std::uint64_t taken(Index& index) const;
 
   // writer_room.cc
   // Those who want room, and the least of what must go for them is worth.
@@ -88,6 +87,8 @@ class Writer {
   bool evict(Index& index, Candidates* candidates);
   void admit(Candidates& candidates, double density);
   void choose_kept(Index& index, const SegmentRow& row, double density, Batch& kept);
+  static void empty(Index& index, const SegmentRow& row);
+  void drain(Index& index, const SegmentRow& row);
   void shrink(Index& index);
   void remove_orphans(const std::vector<SegmentRow>& rows);
   [[nodiscard]] std::optional<SegmentRow> victim(Index& index) const;
@@ -109,7 +110,7 @@ class Writer {
   std::unique_ptr<Index> index_;
   std::optional<SegmentWriter> segment_;
   IndexSettings settings_;
-  Clock::time_point reported_{};
+  std::atomic<Clock::time_point> reported_{Clock::time_point{}};
 
   WriteQueue queue_;
   std::atomic<bool> stopping_{false};

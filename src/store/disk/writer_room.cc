@@ -14,8 +14,9 @@ namespace {
 constexpr std::uint64_t kLeastSegment = std::uint64_t{256} << 10;
 constexpr std::uint64_t kLargestSegment = std::uint64_t{64} << 20;
 constexpr std::uint64_t kSegmentsPerLimit = 128;
-constexpr std::size_t kReservedRows = 16;  // by which the index can grow when the segments are full
-constexpr int kRounds = 8;                 // others may take the room that was made
+constexpr std::uint64_t kRowBytes = 200;  // of the index, more than it takes on average
+constexpr std::uint64_t kIndexSlack = std::uint64_t{64} << 10;
+constexpr int kRounds = 8;  // others may take the room that was made
 
 // A candidate must be worth more than so many times what goes for it. Where everything is asked for
 // equally often, as in epochs, what is there then stays there.
@@ -76,14 +77,14 @@ void Writer::let_go(Index& index) {
   const std::uint32_t id = segment_->id();
   const std::uint64_t size = segment_->seal();
   segment_.reset();
-  Index::Write write(index);
+  Index::Write write = begin(index);
   index.seal(id, size);
   write.commit();
 }
 
 // Takes over a segment whose writer is gone; one that has no room for `bytes` is sealed.
 bool Writer::adopt(Index& index, std::uint64_t bytes) {
-  Index::Write write(index);
+  Index::Write write = begin(index);
   bool changed = false;
   for (const SegmentRow& row : index.segments()) {
     if (row.sealed) continue;
@@ -104,13 +105,22 @@ bool Writer::adopt(Index& index, std::uint64_t bytes) {
 // Adds a segment, if the bound allows one that has room for `bytes`.
 bool Writer::create(Index& index, std::uint64_t bytes) {
   if (bytes > settings_.limit) return false;
-  Index::Write write(index);
+  Index::Write write = begin(index);
   settings_ = index.settings();
   const std::vector<SegmentRow> rows = index.segments();
   remove_orphans(rows);
-  const std::uint64_t taken = context_.directory.allocated() + index.unwritten_bytes() +
-                              Index::growth(kReservedRows) + reserve(index);
-  const std::uint64_t room = settings_.limit > taken ? settings_.limit - taken : 0;
+  // What its rows will take of the index, if its records are as long as others.
+  std::uint64_t entries = 1;
+  std::uint64_t entry_bytes = bytes;
+  for (const SegmentRow& row : rows) {
+    entries += row.entries;
+    entry_bytes += row.bytes;
+  }
+  const double index_share = static_cast<double>(kRowBytes * entries) /
+                             static_cast<double>(std::max<std::uint64_t>(1, entry_bytes));
+  const std::uint64_t free =
+      settings_.limit - std::min(settings_.limit, taken(index) + kIndexSlack);
+  const auto room = static_cast<std::uint64_t>(static_cast<double>(free) / (1 + index_share));
   const std::uint64_t usual = segment_size(settings_.limit);
   const std::uint64_t least = (bytes + kSegmentHead + 4095) / 4096 * 4096;
   if (room < std::max(least, kLeastSegment)) return false;
@@ -139,40 +149,12 @@ void Writer::remove_orphans(const std::vector<SegmentRow>& rows) {
   }
 }
 
-// Whether the log may grow by so much. What somebody has just evicted may still be there: it goes.
-// REQUIRES: a Write.
-bool Writer::has_room(Index& index, std::uint64_t bytes) {
-  const auto fits = [&] {
-    return context_.directory.allocated() + index.unwritten_bytes() + bytes <= settings_.limit;
-  };
-  if (fits()) return true;
-  remove_orphans(index.segments());
-  return fits();
-}
-
-// By which the log grows at most when so many rows that are there are changed, each page once.
-std::uint64_t Writer::change_bytes(Index& index, std::size_t rows) const {
-  const std::uint64_t pages =
-      context_.directory.allocated(kIndexFile) + index.unwritten_bytes() + Index::growth(0);
-  return std::min(Index::growth(rows), pages + pages / 128);
-}
-
-// What must stay free so that a segment can be evicted where nobody can cut the log: by how much it
-// may grow more than the segment gives back.
-std::uint64_t Writer::reserve(Index& index) const {
-  std::uint64_t most = Index::growth(0);
-  for (const SegmentRow& row : index.segments()) {
-    const std::uint64_t bytes = change_bytes(index, row.entries) + Index::growth(0);
-    most = std::max(most, bytes - std::min(bytes, row.size));
-  }
-  return most;
-}
-
 // The segment that is worth least, for its bytes, of those that nobody writes.
 std::optional<SegmentRow> Writer::victim(Index& index) const {
   std::optional<SegmentRow> least;
   double lowest = std::numeric_limits<double>::infinity();
   for (const SegmentRow& row : index.segments()) {
+    if (row.size == 0) return row;  // whose process died while it was being removed
     const double density = this->density(row);
     if (density >= lowest || (segment_ && row.id == segment_->id())) continue;
     if (!unlocked(context_.directory, row.id)) continue;
@@ -185,32 +167,50 @@ std::optional<SegmentRow> Writer::victim(Index& index) const {
 // Removes the segment that is worth least. With candidates only if some of them are worth more, and
 // then what is worth still more than they are is kept. False if nothing was removed.
 bool Writer::evict(Index& index, Candidates* candidates) {
-  Index::Write write(index);
-  settings_ = index.settings();
-  const std::optional<SegmentRow> row = victim(index);
-  if (!row) return false;
+  std::optional<SegmentRow> row;
   std::size_t kept = 0;
-  if (candidates != nullptr) {
-    admit(*candidates, density(*row));
-    if (candidates->items.empty()) return false;
-    double most = 0;
-    for (const std::size_t i : candidates->items) {
-      most = std::max(most, density(candidates->batch.items[i]));
+  {
+    Index::Write write = begin(index);
+    settings_ = index.settings();
+    row = victim(index);
+    if (!row) return false;
+    if (candidates != nullptr && row->size != 0) {
+      admit(*candidates, density(*row));
+      if (candidates->items.empty()) return false;
+      double most = 0;
+      for (const std::size_t i : candidates->items) {
+        most = std::max(most, density(candidates->batch.items[i]));
+      }
+      const std::size_t before = candidates->kept.items.size();
+      choose_kept(index, *row, most, candidates->kept);
+      kept = candidates->kept.items.size() - before;
     }
-    kept = candidates->kept.items.size();
-    choose_kept(index, *row, most, candidates->kept);
-    kept = candidates->kept.items.size() - kept;
+    empty(index, *row);
+    write.commit();
   }
-  // Where the log has no room for this, the bytes go first; until the rows are gone they are
-  // misses.
-  const bool fits = has_room(index, change_bytes(index, row->entries));
-  const std::uint64_t gone = index.remove_segment(*row);
-  if (!fits) erase_segment(context_.directory, row->id);
-  write.commit();
-  erase_segment(context_.directory, row->id);
-  context_.files.close(row->id);
-  context_.counters.evictions += gone - kept;
+  drain(index, *row);
+  context_.counters.evictions += row->entries - std::min<std::uint64_t>(row->entries, kept);
   return true;
+}
+
+// From here on nobody adopts the segment, and whoever wants room removes what is left of it.
+void Writer::empty(Index& index, const SegmentRow& row) {
+  index.set_end(row.id, 0);
+  index.seal(row.id, 0);
+}
+
+// Removes an emptied segment: its bytes, then its rows, as many at a time as the log has room for.
+// Until they are gone they are misses.
+void Writer::drain(Index& index, const SegmentRow& row) {
+  erase_segment(context_.directory, row.id);
+  context_.files.close(row.id);
+  const std::size_t part = rows_per_commit(settings_.limit);
+  for (bool more = true; more;) {
+    Index::Write write = begin(index);
+    more = index.remove_entries(row, part) == part;
+    if (!more) index.remove_segment(row);
+    write.commit();
+  }
 }
 
 // Refuses the items that are not worth clearly more than what would go for them.
