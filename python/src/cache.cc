@@ -281,13 +281,13 @@ void init_cache(nb::module_& m) {
            "Return the entries under several keys, None where there is none: one call for a batch\n"
            "takes a fraction of what a call a key does, of what is on disk above all.")
       .def("read", &read, "key"_a, "destination"_a,
-           nb::sig("def read(self, key: Key, destination: collections.abc.Buffer) -> bool"),
+           nb::sig("def read(self, key: Key, destination: object) -> bool"),
            "Copy the values of the first tensor into a writable, C-contiguous buffer.\n\n"
            "False if there is no such entry, or if its values are of another size or compressed;\n"
            "`destination` may have been written to then. From disk no copy is made in between.")
       .def("read_many", &read_many, "keys"_a, "destination"_a,
            nb::sig("def read_many(self, keys: collections.abc.Sequence[Key], "
-                   "destination: collections.abc.Buffer) -> list[bool]"),
+                   "destination: object) -> list[bool]"),
            "Copy the values of several entries into the rows of a table, such as a NumPy array of\n"
            "shape (len(keys), ...): what read() does for each of them. A row whose flag is False\n"
            "may have been written to.")

@@ -30,8 +30,8 @@ class ActivationCache(_core.ActivationCache):
     them with other processes; a pack is a file that is only read. Each may be left out. Lookups go
     from the fastest to the slowest and fill memory on the way back; what is stored is written to
     the directory behind the caller's back. What to keep is decided by how often a key is asked for,
-    what its entry cost to compute, and its size (docs/eviction.md). After ``os.fork`` the child goes
-    on with what it inherited, on its own.
+    what its entry cost to compute, and its size (docs/eviction.md). After ``os.fork`` the child
+    goes on with what it inherited, on its own.
 
     Once it is made nothing that happens to a disk raises: a damaged entry is a miss, an entry that
     cannot be written is dropped, and ``stats`` counts both.
@@ -45,8 +45,8 @@ class ActivationCache(_core.ActivationCache):
     ttl
         Seconds that an entry lives; None: for ever.
     disk
-        A directory of the cache's own on a local file system, made if it is not there, for any number
-        of processes.
+        A directory of the cache's own on a local file system, made if it is not there, for any
+        number of processes.
     disk_limit
         The bound of the directory, all its files included; at least 4 MiB. None: what the directory
         was given last, 10 GiB for a new one. Another number changes it for all.
@@ -55,10 +55,11 @@ class ActivationCache(_core.ActivationCache):
     mode
         Permissions of the directory, such as 0o770 for a team; None: for its owner alone.
     allow_network
-        Accept network and FUSE file systems, which are refused because SQLite is known to fail there.
+        Accept network and FUSE file systems, which are refused because SQLite is known to fail
+        there.
     lease_timeout
-        Seconds to wait for an entry that another process is computing. None: as long as computing it
-        takes here, at most 0.5.
+        Seconds to wait for an entry that another process is computing. None: as long as computing
+        it takes here, at most 0.5.
     pack
         A file that :meth:`pack` wrote, to be read beside the others.
     secret

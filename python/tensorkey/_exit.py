@@ -1,8 +1,8 @@
 """Caches with a disk are written out when their process ends, however it ends by itself.
 
 An interpreter that exits runs ``atexit``. The children of ``multiprocessing`` do not: they end by
-``os._exit`` after running that module's finalizers, so a finalizer is registered with it wherever it
-is loaded, in a forked child once it has thrown away those of its parent.
+``os._exit`` after running that module's finalizers, so a finalizer is registered with it wherever
+it is loaded, in a forked child once it has thrown away those of its parent.
 """
 
 from __future__ import annotations

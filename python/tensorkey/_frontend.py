@@ -52,7 +52,7 @@ class Engine:
         codec = "" if options.codec in ("raw", "lossless") else options.codec
         self._user_scope = (scope.encode() if isinstance(scope, str) else scope, codec)
         self._scope: tuple[object, bytes] = (None, b"")
-        self._scopes: dict[bytes, None] = {}  # of a shared cache: what is this layer's
+        self._scopes: dict[bytes, None] = {}  # where others have theirs too: this layer's
         self._plans: dict[tuple[bytes, object], Plan] = {}
         self._last: Plan | None = None
         self._accepted = False
@@ -81,8 +81,8 @@ class Engine:
 
     def clear(self) -> None:
         """Drop this layer's entries; the counters stay."""
-        if self.options.cache is None:
-            self.cache.clear()
+        if self.options.cache is None and self.options.disk is None:
+            self.cache.clear()  # a directory has entries of others
         for scope in list(self._scopes):
             self.cache.purge(scope)
             self._scopes.pop(scope, None)
@@ -199,8 +199,8 @@ class Engine:
             raise Bypass(f"an input has no key: {error}") from None
 
     def _remember(self, scope: bytes) -> None:
-        """Note a scope under which a shared cache holds entries of this layer."""
-        if self.options.cache is not None:
+        """Note a scope under which a shared cache or directory holds entries of this layer."""
+        if self.options.cache is not None or self.options.disk is not None:
             self._scopes[scope] = None
             if len(self._scopes) > MAX_SCOPES:
                 self._scopes.pop(next(iter(self._scopes)), None)

@@ -56,7 +56,8 @@ def _merged(name: str, values: list[Any]) -> Any:
     if isinstance(first, list):
         return list(dict.fromkeys(entry for value in values for entry in value))
     if isinstance(first, str):
-        return " | ".join(dict.fromkeys(text for value in values for text in value.split(" | ")))
+        texts = dict.fromkeys(text for value in values for text in value.split(" | "))
+        return " | ".join(text for text in texts if text)
     if name == "chunk":
         return first if len(set(values)) == 1 else None
     return sum(values)
@@ -185,7 +186,8 @@ class CacheStats(_Counters):
     def to_dict(self) -> dict[str, Any]:
         """Return the counters as a dict of plain values, for logs and JSON."""
         tiers = {
-            name: tier and tier.to_dict() for name, tier in (("disk", self.disk), ("pack", self.pack))
+            name: tier and tier.to_dict()
+            for name, tier in (("disk", self.disk), ("pack", self.pack))
         }
         return super().to_dict() | {"misses": self.misses, "lookups": self.lookups} | tiers
 
@@ -369,7 +371,9 @@ def _stores(stats: CacheStats) -> list[tuple[str, str]]:
         lost = tier.dropped + tier.corrupt + tier.errors
         text = f"{used} of {bound}, {tier.entries} entries, {tier.hits} hits, {tier.insertions} new"
         text += f"; {tier.state}" if tier.state else ""
-        text += f"; {tier.corrupt} corrupt, {tier.dropped} dropped, {tier.errors} errors" * bool(lost)
+        text += f"; {tier.corrupt} corrupt, {tier.dropped} dropped, {tier.errors} errors" * bool(
+            lost
+        )
         rows.append((name, text))
     return rows
 

@@ -1,4 +1,4 @@
-"""ActivationCache with a directory or a pack: what is stored in one process comes out in the next."""
+"""ActivationCache with a directory or a pack: what goes in comes out, in the next process too."""
 
 from __future__ import annotations
 
@@ -183,6 +183,22 @@ def test_reading_into_a_buffer(disk, memory):
     for bad in (bytes(1536), out[::2]):
         with pytest.raises((errors.Error, TypeError, BufferError, ValueError)):
             cache.read(key(1), bad)
+
+
+@pytest.mark.parametrize("memory", [None, "8 MiB"])
+def test_reading_rows_of_a_table(disk, memory):
+    fill(disk, 4)
+    cache = tk.ActivationCache(memory, disk=disk)
+    keys = [key(number) for number in (2, 9, 0, 2)]
+    for _ in range(2):
+        table = np.zeros((4, 384), np.float32)
+        assert cache.read_many(keys, table) == [True, False, True, True]
+        for place, number in ((0, 2), (2, 0), (3, 2)):
+            np.testing.assert_array_equal(table[place], row(number))
+        assert len(cache.get_many(keys)) == 4
+    assert cache.read_many([], np.empty((0, 384), np.float32)) == []
+    with pytest.raises(errors.InvalidArgument):
+        cache.read_many(keys, np.zeros(7, np.uint8))
 
 
 def test_a_megabyte(disk):
@@ -391,7 +407,9 @@ def test_a_pack_of_memory_alone(tmp_path):
 
 
 def test_packs_that_are_none(tmp_path):
-    with pytest.raises(errors.StoreUnavailable, match=r"expected a pack that cache\.pack\(\) wrote"):
+    with pytest.raises(
+        errors.StoreUnavailable, match=r"expected a pack that cache\.pack\(\) wrote"
+    ):
         tk.ActivationCache(pack=tmp_path / "missing")
     (tmp_path / "text").write_text("no pack at all, but longer than a head" * 4)
     with pytest.raises(errors.CorruptEntry, match="is no pack"):
@@ -446,7 +464,9 @@ def test_a_secret_shows_nowhere(disk):
     cache = on_disk(disk, secret=SECRET)
     cache.put(key(0), row(0))
     cache.flush()
-    assert SECRET.hex() not in repr(cache) + str(cache.stats) + repr(cache.stats) + repr(vars(cache))
+    assert SECRET.hex() not in repr(cache) + str(cache.stats) + repr(cache.stats) + repr(
+        vars(cache)
+    )
     assert all(SECRET not in path.read_bytes() for path in disk.iterdir())
     for bad in (b"short", "text", bytearray(32)):
         with pytest.raises((errors.InvalidArgument, TypeError)):

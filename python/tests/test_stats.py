@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tensorkey._stats import CacheStats, LayerStats
+from tensorkey._stats import CacheStats, DiskStats, LayerStats
 
 ONE = LayerStats(
     batches=2,
@@ -77,3 +77,43 @@ def test_a_table_shows_what_matters():
         assert part in text
     assert "a.b" in text
     assert "10, of about 0 keys" in str(ONE.cache)
+
+
+# --- Tiers below memory.
+
+DISK = DiskStats(
+    bound=4096, bytes=1024, entries=3, hits=5, misses=2, insertions=3, written_bytes=2048, corrupt=1
+)
+PACK = DiskStats(state="read-only", bytes=10, bound=10, entries=1)
+
+
+def test_tiers_are_merged_where_there_are_any():
+    with_disk, without = CacheStats(hits=1, disk=DISK), CacheStats(hits=2)
+    full = dataclasses.replace(DISK, state="no space left", dropped=4)
+    both = CacheStats.merge([with_disk, without, CacheStats(disk=full, pack=PACK)])
+    assert both.disk == DISK + full
+    assert (both.disk.hits, both.disk.dropped, both.disk.corrupt) == (10, 4, 2)
+    assert both.disk.state == "no space left"
+    assert both.pack == PACK
+    assert both.hits == 3
+    assert (without + without).disk is None
+    assert DiskStats.merge([]) == DiskStats()
+    layers = LayerStats(cache=with_disk) + LayerStats(cache=without)
+    assert layers.cache.disk == DISK
+
+
+def test_tiers_in_a_dict_and_in_the_tables():
+    stats = CacheStats(disk=DISK, pack=PACK)
+    plain = json.loads(json.dumps(LayerStats(cache=stats).to_dict()))
+    assert plain["cache"]["disk"]["corrupt"] == 1
+    assert plain["cache"]["pack"]["state"] == "read-only"
+    assert json.loads(json.dumps(CacheStats().to_dict()))["disk"] is None
+    for text in (str(stats), str(LayerStats(cache=stats))):
+        assert "1.0 KiB of 4.0 KiB, 3 entries, 5 hits, 3 new; 1 corrupt" in text
+        assert "pack" in text
+        assert "; read-only" in text
+    assert "disk" not in str(CacheStats())
+    text = str(DISK)
+    for part in ("well", "5 hits, 2 misses", "3, 2.0 KiB", "1 corrupt, 0 errors, 0 rebuilds"):
+        assert part in text
+    assert "read-only" in str(PACK)

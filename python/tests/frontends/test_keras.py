@@ -528,6 +528,25 @@ def test_layers_share_a_cache_and_never_answers():
 
 
 @supported
+@supported
+def test_a_directory_outlives_the_layer(tmp_path):
+    disk = tmp_path / "activations"
+    layer, x = encoder(), batch()
+    first = CachedLayer(layer, disk=disk, disk_limit="16 MiB", bypass="never")
+    expected = first(x)
+    assert first.cache.flush()
+    assert (first.stats.misses, first.stats.cache.disk.entries) == (40, 40)
+    second = CachedLayer(layer, disk=str(disk), bypass="never")
+    assert same(second(x), expected)
+    assert (second.stats.hits, second.stats.cache.stored_hits) == (40, 40)
+    assert second.stats.cache.disk.bound == 16 << 20
+    assert str(disk) not in str(second.get_config())  # may be loaded on another machine
+    second.cache_clear()
+    assert second.stats.cache.disk.entries == 0
+    with pytest.raises(errors.InvalidArgument, match="expected one of them"):
+        CachedLayer(layer, cache=tk.ActivationCache("1 MiB"), disk=disk)
+
+
 def test_the_config_has_the_options_and_no_cache():
     cache = tk.ActivationCache("4 MiB")
     layer = CachedLayer(keras.layers.Rescaling(2.0), cache=cache, codec="bf16", bypass="never")
