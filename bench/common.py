@@ -76,6 +76,11 @@ def show(bench: str, about: str, tables: dict[str, list[Row]], **more: object) -
     for title, rows in tables.items():
         print(f"\n{title}", file=sys.stderr)
         for row in rows:
+            if "figures" in row:
+                cells = [f"{key} {value:,.2f}" for key, value in row["figures"].items()]
+                cells += [f"bar {row['bar']}"] if "bar" in row else []
+                print(f"  {row['name']:<34}", "; ".join(cells), file=sys.stderr)
+                continue
             cells = [f"  {row['name']:<34}", f"{row['ns']:>14,.0f} ns" if "ns" in row else " " * 17]
             cells += [f"{row['ratio']:>8.2f} x", f"  bar {row['bar']}" if "bar" in row else ""]
             print(*cells, f"  {row.get('note', '')}".rstrip(), file=sys.stderr)
