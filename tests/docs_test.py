@@ -80,6 +80,9 @@ def test_demo_is_bit_identical():
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert "outputs bit-identical: yes (120 of 120 rows)" in done.stdout
     assert re.search(r"^speed-up: \d+\.\d+x$", done.stdout, re.MULTILINE)
+    assert "on disk, first process: 60 rows run, 0 rows read" in done.stdout
+    assert "on disk, new process: 0 rows run, 60 rows read" in done.stdout
+    assert "on disk, bit-identical: yes" in done.stdout
     table = done.stdout.splitlines()
     for row, rows_run, rows_read in (
         ("bare", 120, 0),
