@@ -1,7 +1,7 @@
 # Every target sets up what it needs first (scripts/setup.sh); `make setup` does nothing else.
 PYTHON_VENV := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench wheel clean distclean
+.PHONY: help setup demo test stress lint bench wheel clean distclean
 
 help:     ## this list
 	@sed -n 's/^\([a-z]*\): *## */  make \1\t/p' Makefile | expand -t 20
@@ -16,6 +16,10 @@ demo:     ## semantic search over WordNet, with the activations cached
 test:     ## C++ tests with sanitizers, consumers, Python tests with each framework
 	@scripts/setup.sh test
 	@scripts/test.sh
+
+stress:   ## long forms of the tests with killed, stopped and damaged processes and files
+	@scripts/setup.sh test
+	@scripts/stress.sh $(ARGS)
 
 lint:     ## formats, clang-tidy, ruff, mypy --strict
 	@scripts/setup.sh lint

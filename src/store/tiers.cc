@@ -119,9 +119,12 @@ bool Tiers::pin(const Key& key, bool pinned) {
 void Tiers::claim(std::span<const Key> keys, const Secret& secret, std::span<EntryPtr> found,
                   std::span<Claim> claims) {
   std::ranges::fill(claims, Claim::kCompute);
-  if (store_ == nullptr || keys.size() > Leases::kMost || !store_->shared()) return;
+  if (store_ == nullptr || keys.size() > Leases::kMost) return;
+  const bool shared = store_->shared();
+  // Who was there the last time may have stored them, and gone.
+  if (!company_.exchange(shared) && !shared) return;
   std::vector<std::uint8_t> mine(keys.size());
-  store_->lease(keys, mine);
+  if (shared) store_->lease(keys, mine);
   // Who had a lease published before he gave it back, so this look sees it.
   store_->refresh();
   for (std::size_t i = 0; i < keys.size(); ++i) {
@@ -132,7 +135,7 @@ void Tiers::claim(std::span<const Key> keys, const Secret& secret, std::span<Ent
       if (mine[i] != 0) store_->release(key);
     } else if (mine[i] != 0) {
       claims[i] = Claim::kLeased;
-    } else if (!store_->distrusted(keys[i])) {
+    } else if (shared && !store_->distrusted(keys[i])) {
       claims[i] = Claim::kOthers;
     }
   }

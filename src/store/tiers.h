@@ -68,6 +68,7 @@ class Tiers {
   Store* store_ = nullptr;
   Store* pack_ = nullptr;
   std::atomic<std::uint64_t> turn_{0};
+  std::atomic<bool> company_{false};  // other processes had the store open when claim() looked
 };
 
 }  // namespace tensorkey::internal

@@ -2,6 +2,8 @@
 
 #include <tensorkey/error.h>
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <mutex>
 
@@ -22,8 +24,9 @@ Catalog::Catalog(DiskContext& context)
     index_ = open_index(context_);
   } catch (const Error& error) {
     // Somebody is slow, or stopped: this process goes on without the disk until he is done.
-    const bool locked = context_.directory.exists(kIndexFile) && !context_.directory.read_only();
-    if (error.code() != ErrorCode::kUnavailable || !locked) throw;
+    const bool busy = error.code() == ErrorCode::kUnavailable && !context_.directory.read_only() &&
+                      ::access(context_.directory.path_of(kIndexFile).c_str(), R_OK | W_OK) == 0;
+    if (!busy) throw Error(ErrorCode::kUnavailable, error.what());
     health_.failed(error);
   }
 }

@@ -23,9 +23,9 @@ void expect_to_go_on(ActivationCache& cache, std::uint64_t id) {
   await([&] {
     put_value(cache, ++id);
     EXPECT_TRUE(cache.flush(20));
-    return ask(cache, id) == Answer::kRight;
+    return ask(cache, id) == Answer::kRight && ask(cache, 0) != Answer::kWrong &&
+           disk_stats(cache).state.empty();
   });
-  EXPECT_EQ(disk_stats(cache).state, "");
 }
 
 class DiskFault : public ::testing::Test {
@@ -220,6 +220,21 @@ TEST_F(DiskFault, ADirectoryThatMayOnlyBeRead) {
       EXPECT_EQ(ask(cache, 100), Answer::kMissing);
     }
     fs::permissions(options.disk, fs::perms{0700});
+  });
+  EXPECT_EQ(result, 0);
+}
+
+TEST_F(DiskFault, AnIndexThatCannotBeRead) {
+  const CacheOptions options = on_disk(folder_);
+  const int result = as_nobody(folder_, [&] {
+    { const ActivationCache made(options); }
+    fs::permissions(options.disk + "/index.db", fs::perms{0});
+    try {
+      const ActivationCache cache(options);
+      ADD_FAILURE() << "it was opened";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kUnavailable) << error.what();
+    }
   });
   EXPECT_EQ(result, 0);
 }

@@ -19,6 +19,8 @@ std::uint32_t segment_of_entry(const CacheOptions& options, std::uint64_t id) {
 TEST(DiskFork, AChildWritesToASegmentOfItsOwn) {
   const Folder folder;
   const CacheOptions options = on_disk(folder);
+  const Shared<std::atomic<bool>> written;
+  const Shared<std::atomic<bool>> seen;
   ActivationCache cache(options);
   for (std::uint64_t id = 0; id < 50; ++id) put_value(cache, id);
   cache.flush();
@@ -35,10 +37,12 @@ TEST(DiskFork, AChildWritesToASegmentOfItsOwn) {
     for (std::uint64_t id = 1000; id < 1100; ++id) {
       if (ask(cache, id) != Answer::kRight) return 5;
     }
+    *written = true;
+    await([&] { return seen->load(); });  // its segment is not to be taken over
     return disk_stats(cache).state.empty() ? 0 : 6;
   });
   for (std::uint64_t id = 500; id < 600; ++id) put_value(cache, id);
-  EXPECT_EQ(child.wait(), 0);
+  await([&] { return written->load(); });
   EXPECT_TRUE(cache.flush(20));
   cache.refresh();
   for (std::uint64_t id = 0; id < 600; ++id) ASSERT_EQ(ask(cache, id), Answer::kRight) << id;
@@ -50,6 +54,8 @@ TEST(DiskFork, AChildWritesToASegmentOfItsOwn) {
     theirs.insert(segment_of_entry(options, id));
   }
   for (const std::uint32_t segment : theirs) EXPECT_FALSE(ours.contains(segment)) << segment;
+  *seen = true;
+  EXPECT_EQ(child.wait(), 0);
   const DiskStats stats = disk_stats(cache);
   EXPECT_EQ(stats.state, "");
   EXPECT_EQ(stats.corrupt + stats.errors + stats.dropped, 0);
@@ -80,7 +86,7 @@ TEST(DiskFork, AChildMayDestroyItsCopy) {
   EXPECT_EQ(disk_stats(*cache).corrupt, 0);
 }
 
-TEST(DiskFork, ManyTimesWhileThreadsWork) {
+TEST(DiskFork, ManyTimesInTheMidstOfWork) {
   const Folder folder;
   const CacheOptions options = on_disk(folder);
   ActivationCache cache(options);

@@ -45,10 +45,13 @@ Listing listing(const std::string& folder) {
   for (const auto& file : fs::directory_iterator(folder)) {
     struct stat about {};
     ::lstat(file.path().c_str(), &about);
-    std::ifstream stream(file.path(), std::ios::binary);
+    std::string text;
+    if (S_ISREG(about.st_mode)) {
+      std::ifstream stream(file.path(), std::ios::binary);
+      text.assign(std::istreambuf_iterator<char>(stream), {});
+    }
     all.emplace(file.path().filename().string(),
-                std::tuple(std::string(std::istreambuf_iterator<char>(stream), {}), about.st_mode,
-                           about.st_uid, about.st_mtim));
+                std::tuple(text, about.st_mode, about.st_uid, about.st_mtim));
   }
   return all;
 }
@@ -105,7 +108,7 @@ TEST_F(DiskRefuse, ANewerIndex) {
     sqlite3_close(database);  // moves the log
   };
   set_version("PRAGMA user_version = 2");
-  expect_refused("newer", "expected");
+  expect_refused("newer", "update tensorkey");
   set_version("PRAGMA user_version = 1");
   expect_taken();
 }

@@ -210,7 +210,7 @@ void a_reader_inside(std::uint64_t limit, std::size_t bytes, std::uint64_t entri
   for (std::uint64_t id = 200; id < entries; ++id) {
     put_value(cache, id, bytes, seconds);
     seconds *= 1.001;  // ever dearer, so that something must go for each
-    if (id % 50 != 0) continue;
+    if (id % 200 != 0) continue;
     const Clock::time_point start = Clock::now();
     ASSERT_TRUE(cache.flush(20));
     ASSERT_LT(seconds_since(start), within(1.0));
@@ -232,10 +232,14 @@ void a_reader_inside(std::uint64_t limit, std::size_t bytes, std::uint64_t entri
 }
 
 TEST(DiskStop, AReaderInsideATransaction) {
-  for (const std::size_t bytes : {16U, 100U, 500U, 4000U, 30'000U}) {
+  for (const std::size_t bytes : {16U, 4000U, 100U, 500U, 30'000U}) {
     SCOPED_TRACE(bytes);
-    a_reader_inside(kSmallest, bytes, 12'000);
-    a_reader_inside(3 * kSmallest, bytes, 12'000);
+    a_reader_inside(kSmallest, bytes, 3000);
+    if (!is_stress()) {
+      if (bytes == 4000) break;
+      continue;
+    }
+    a_reader_inside(3 * kSmallest, bytes, 3000);
   }
 }
 

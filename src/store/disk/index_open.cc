@@ -75,9 +75,10 @@ void check_head(const Database& database, const std::string& path) {
     refuse(ErrorCode::kCorruption, path, "is no index; expected a file that Index::create made");
   }
   if (version > std::uint32_t{Index::kVersion}) {
-    refuse(ErrorCode::kUnavailable, path,
+    refuse(ErrorCode::kUnsupported, path,
            "was written by a newer version of this library, with index version " +
-               std::to_string(version) + "; expected " + std::to_string(Index::kVersion));
+               std::to_string(version) + "; expected " + std::to_string(Index::kVersion) +
+               ": update tensorkey, or take another directory");
   }
 }
 
