@@ -3,6 +3,7 @@
 #include <tensorkey/entry_format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -145,22 +146,28 @@ EncodedEntry::EncodedEntry(std::span<const std::byte> bytes, const DecodeOptions
             std::to_string(body.left() / kRecordBytes));
   }
   tensors_.resize(count);
-  std::vector<std::uint64_t> lengths(count);
-  std::vector<std::size_t> ranks(count);
+  struct Extent {
+    std::uint64_t bytes;
+    std::size_t rank;
+  };
+  std::array<Extent, 4> few;  // so that usual entries need no memory for it
+  std::vector<Extent> many(count > few.size() ? count : 0);
+  const std::span<Extent> extents = many.empty() ? std::span(few).first(count) : std::span(many);
   for (std::size_t i = 0; i < count; ++i) {
     TensorParts& tensor = tensors_[i];
     const std::byte* const record = body.take(kRecordBytes);
-    lengths[i] = load<std::uint64_t>(record);
+    extents[i].bytes = load<std::uint64_t>(record);
     tensor.dtype = load<DType>(record + 8);
     tensor.codec = load<Codec>(record + 10);
     tensor.strides = load<Strides>(record + 11);
-    ranks[i] = load<std::uint8_t>(record + 12);
-    if (ranks[i] > internal::kMaxRank) {
-      corrupt(i, "rank " + std::to_string(ranks[i]) + "; expected at most 64");
+    const std::size_t rank = load<std::uint8_t>(record + 12);
+    extents[i].rank = rank;
+    if (rank > internal::kMaxRank) {
+      corrupt(i, "rank " + std::to_string(rank) + "; expected at most 64");
     }
     if (record[13] != std::byte{0}) corrupt(i, "a reserved byte is not zero; expected zero");
-    const std::byte* const dims = body.take(ranks[i] * sizeof(std::int64_t));
-    for (std::size_t d = 0; d < ranks[i]; ++d) {
+    const std::byte* const dims = body.take(rank * sizeof(std::int64_t));
+    for (std::size_t d = 0; d < rank; ++d) {
       dims_.push_back(load<std::int64_t>(dims + d * sizeof(std::int64_t)));
     }
     const std::size_t name_bytes = load<std::uint16_t>(record + 14);
@@ -175,9 +182,9 @@ EncodedEntry::EncodedEntry(std::span<const std::byte> bytes, const DecodeOptions
   std::size_t elements = 0;
   for (std::size_t i = 0; i < count; ++i) {
     TensorParts& tensor = tensors_[i];
-    tensor.shape = std::span(dims_).subspan(first_dim, ranks[i]);
-    first_dim += ranks[i];
-    tensor.data = {body.take(lengths[i]), lengths[i]};
+    tensor.shape = std::span(dims_).subspan(first_dim, extents[i].rank);
+    first_dim += extents[i].rank;
+    tensor.data = {body.take(extents[i].bytes), extents[i].bytes};
     body.skip_padding(kUnit);
     const internal::Stored stored = internal::check_stored(tensor);
     if (!stored.problem.empty()) corrupt(i, stored.problem);

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <optional>
 #include <span>
 
@@ -18,12 +17,14 @@
 #include <tensorkey/entry_format.h>
 #include <tensorkey/key.h>
 
+#include "base/function_ref.h"
+
 namespace tensorkey::internal {
 
 class Store {
  public:
   // take(i, parts, scope): the entry under keys[i], verified; `parts` is borrowed until it returns.
-  using Take = std::function<void(std::size_t, const EntryParts&, std::uint64_t)>;
+  using Take = FunctionRef<void(std::size_t, const EntryParts&, std::uint64_t)>;
 
   Store() = default;
   virtual ~Store() = default;
@@ -31,7 +32,7 @@ class Store {
   Store& operator=(const Store&) = delete;
 
   // Calls take for each key that is there, in any order.
-  virtual void find(std::span<const Key> keys, const Secret& secret, const Take& take) = 0;
+  virtual void find(std::span<const Key> keys, const Secret& secret, Take take) = 0;
   // `out` has a row of equal length for each key. Where found[i] is false and there is an entry
   // whose first tensor is raw and as long as a row, its values become row i, and found[i] true; the
   // row is unspecified if not.
@@ -58,9 +59,9 @@ class Store {
 
   // Calls take for every entry of a scope, or of all scopes: the key, its bytes in the format of
   // entries, and when it was stored.
-  using Export = std::function<void(const Key&, std::uint64_t scope, std::int64_t stored,
-                                    std::span<const std::byte> encoded)>;
-  virtual void export_entries(const std::optional<std::uint64_t>& scope, const Export& take) = 0;
+  using Export = FunctionRef<void(const Key&, std::uint64_t scope, std::int64_t stored,
+                                  std::span<const std::byte> encoded)>;
+  virtual void export_entries(const std::optional<std::uint64_t>& scope, Export take) = 0;
 
   [[nodiscard]] virtual DiskStats stats() = 0;
   virtual void reset_stats() = 0;

@@ -36,14 +36,14 @@ DiskTier::Order DiskTier::in_order(std::span<const Key> keys) {
   return order;
 }
 
-void DiskTier::find(std::span<const Key> keys, const Secret& secret, const Take& take) {
+void DiskTier::find(std::span<const Key> keys, const Secret& secret, Take take) {
   writer_.start();
+  if (keys.size() == 1) return find_one(keys[0], secret, take);
   // What waits to be written first: when it leaves the queue the catalog knows it.
   std::vector<bool> waiting(keys.size());
-  for (std::size_t i = 0; i < keys.size(); ++i) {
-    writer_.queue().find(keys[i], [&](std::span<const std::byte> encoded, std::uint64_t scope) {
-      waiting[i] = decode_stored(keys[i], encoded, secret,
-                                 [&](const EntryParts& parts) { take(i, parts, scope); });
+  for (std::size_t i = 0; i < keys.size() && !writer_.queue().empty(); ++i) {
+    waiting[i] = find_waiting(keys[i], secret, [&](const EntryParts& parts, std::uint64_t scope) {
+      take(i, parts, scope);
     });
   }
   auto [places, order] = in_order(keys);
@@ -69,10 +69,42 @@ void DiskTier::find(std::span<const Key> keys, const Secret& secret, const Take&
   context_.usage.add(found, missed);
 }
 
+// The same without a batch's lists.
+void DiskTier::find_one(const Key& key, const Secret& secret, Take take) {
+  const auto taken = [&](const EntryParts& parts, std::uint64_t scope) { take(0, parts, scope); };
+  if (find_waiting(key, secret, taken)) {
+    ++context_.counters.hits;
+    return;
+  }
+  Place place;
+  SegmentFiles::FilePtr file;
+  catalog_.locate({&key, 1}, {&place, 1}, false);
+  std::optional<double> cost;
+  if (place.segment != 0) cost = find_at(key, place, file, secret, taken);
+  if (!cost) {
+    ++context_.counters.misses;
+    context_.usage.add({}, {&key, 1});
+    return;
+  }
+  ++context_.counters.hits;
+  const Usage::Hit hit{.key = key, .segment = place.segment, .cost = *cost};
+  context_.usage.add({&hit, 1}, {});
+}
+
+bool DiskTier::find_waiting(const Key& key, const Secret& secret,
+                            FunctionRef<void(const EntryParts&, std::uint64_t)> take) {
+  bool found = false;
+  writer_.queue().find(key, [&](std::span<const std::byte> encoded, std::uint64_t scope) {
+    found =
+        decode_stored(key, encoded, secret, [&](const EntryParts& parts) { take(parts, scope); });
+  });
+  return found;
+}
+
 // What the entry cost, if it was taken. `place` becomes where it was.
-std::optional<double> DiskTier::find_at(
-    const Key& key, Place& place, SegmentFiles::FilePtr& file, const Secret& secret,
-    const std::function<void(const EntryParts&, std::uint64_t)>& take) {
+std::optional<double> DiskTier::find_at(const Key& key, Place& place, SegmentFiles::FilePtr& file,
+                                        const Secret& secret,
+                                        FunctionRef<void(const EntryParts&, std::uint64_t)> take) {
   RecordHead head;
   const std::span record = record_of(key, place, file, head);
   if (record.empty()) return std::nullopt;
@@ -256,7 +288,7 @@ void DiskTier::touch(const Key& key, double cost, double hits) {
   context_.usage.add({&hit, 1}, {});
 }
 
-void DiskTier::export_entries(const std::optional<std::uint64_t>& scope, const Export& take) {
+void DiskTier::export_entries(const std::optional<std::uint64_t>& scope, Export take) {
   std::int64_t after = 0;
   SegmentFiles::FilePtr file;
   for (;;) {

@@ -7,7 +7,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <optional>
 #include <span>
 #include <vector>
@@ -28,7 +27,7 @@ class DiskTier final : public Store {
   explicit DiskTier(const CacheOptions& options);
   ~DiskTier() override = default;  // writes what was accepted
 
-  void find(std::span<const Key> keys, const Secret& secret, const Take& take) override;
+  void find(std::span<const Key> keys, const Secret& secret, Take take) override;
   void read(std::span<const Key> keys, std::span<std::byte> out, std::span<bool> found,
             const Secret& secret) override;
   bool contains(const Key& key) override;
@@ -42,7 +41,7 @@ class DiskTier final : public Store {
   bool flush(double seconds) override;
   void refresh() override;
   void touch(const Key& key, double cost, double hits) override;
-  void export_entries(const std::optional<std::uint64_t>& scope, const Export& take) override;
+  void export_entries(const std::optional<std::uint64_t>& scope, Export take) override;
   [[nodiscard]] DiskStats stats() override;
   void reset_stats() override { context_.counters.reset(); }
 
@@ -59,9 +58,12 @@ class DiskTier final : public Store {
     std::vector<std::size_t> positions;
   };
   Order in_order(std::span<const Key> keys);
+  void find_one(const Key& key, const Secret& secret, Take take);
+  bool find_waiting(const Key& key, const Secret& secret,
+                    FunctionRef<void(const EntryParts&, std::uint64_t)> take);
   std::optional<double> find_at(const Key& key, Place& place, SegmentFiles::FilePtr& file,
                                 const Secret& secret,
-                                const std::function<void(const EntryParts&, std::uint64_t)>& take);
+                                FunctionRef<void(const EntryParts&, std::uint64_t)> take);
   // A record in memory that is this key's and not expired; empty if there is none. `file` is the
   // one read last.
   std::span<const std::byte> record_of(const Key& key, Place& place, SegmentFiles::FilePtr& file,

@@ -26,7 +26,7 @@ std::span<const std::byte> PackStore::record_of(const Key& key, RecordHead& head
   return record;
 }
 
-void PackStore::find(std::span<const Key> keys, const Secret& secret, const Take& take) {
+void PackStore::find(std::span<const Key> keys, const Secret& secret, Take take) {
   for (std::size_t i = 0; i < keys.size(); ++i) {
     RecordHead head;
     const std::span record = record_of(keys[i], head);
@@ -56,7 +56,7 @@ bool PackStore::contains(const Key& key) {
   return !record_of(key, head).empty();
 }
 
-void PackStore::export_entries(const std::optional<std::uint64_t>& scope, const Export& take) {
+void PackStore::export_entries(const std::optional<std::uint64_t>& scope, Export take) {
   for (const PackRow& row : pack_.rows()) {
     RecordHead head;
     const std::span record = record_of(row.key, head);

@@ -13,11 +13,11 @@ class PackStore final : public Store {
   // Throws as PackReader.
   explicit PackStore(const CacheOptions& options);
 
-  void find(std::span<const Key> keys, const Secret& secret, const Take& take) override;
+  void find(std::span<const Key> keys, const Secret& secret, Take take) override;
   void read(std::span<const Key> keys, std::span<std::byte> out, std::span<bool> found,
             const Secret& secret) override;
   [[nodiscard]] bool contains(const Key& key) override;
-  void export_entries(const std::optional<std::uint64_t>& scope, const Export& take) override;
+  void export_entries(const std::optional<std::uint64_t>& scope, Export take) override;
   [[nodiscard]] DiskStats stats() override;
   void reset_stats() override { hits_ = misses_ = corrupt_ = expired_ = 0; }
 

@@ -123,9 +123,8 @@ bool WriteQueue::drained(double seconds) {
                               [&] { return writing_ == nullptr && pending_->items.empty(); });
 }
 
-bool WriteQueue::find(
-    const Key& key,
-    const std::function<void(std::span<const std::byte>, std::uint64_t)>& take) const {
+bool WriteQueue::find(const Key& key,
+                      FunctionRef<void(std::span<const std::byte>, std::uint64_t)> take) const {
   if (empty()) return false;
   Where where;
   {
@@ -151,7 +150,7 @@ bool WriteQueue::contains(const Key& key) const {
   return where_.contains(key);
 }
 
-std::size_t WriteQueue::cancel(const std::function<bool(const Batch::Item&)>& which) {
+std::size_t WriteQueue::cancel(FunctionRef<bool(const Batch::Item&)> which) {
   if (empty()) return 0;
   const std::lock_guard lock(mutex_);
   const std::size_t cancelled = std::erase_if(where_, [&](const auto& each) {

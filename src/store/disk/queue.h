@@ -7,7 +7,6 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <span>
 #include <unordered_map>
@@ -16,6 +15,7 @@
 #include <tensorkey/entry_format.h>
 
 #include "base/fork.h"
+#include "base/function_ref.h"
 
 namespace tensorkey::internal {
 
@@ -65,10 +65,10 @@ class WriteQueue {
 
   // take(encoded, scope): the entry under a key, while it waits. False if there is none.
   bool find(const Key& key,
-            const std::function<void(std::span<const std::byte>, std::uint64_t)>& take) const;
+            FunctionRef<void(std::span<const std::byte>, std::uint64_t)> take) const;
   [[nodiscard]] bool contains(const Key& key) const;
   // Those for which which(item) are neither found nor, unless they are being written, written.
-  std::size_t cancel(const std::function<bool(const Batch::Item&)>& which);
+  std::size_t cancel(FunctionRef<bool(const Batch::Item&)> which);
   [[nodiscard]] bool empty() const noexcept { return count_.load(std::memory_order_relaxed) == 0; }
 
  private:

@@ -34,7 +34,7 @@ std::span<std::byte> scratch(std::size_t bytes) {
 }
 
 bool decode_stored(const Key& key, std::span<const std::byte> encoded, const Secret& secret,
-                   const std::function<void(const EntryParts&)>& take) {
+                   FunctionRef<void(const EntryParts&)> take) {
   std::optional<EncodedEntry> entry;
   try {
     entry.emplace(encoded, DecodeOptions{.secret = secret, .key = key});

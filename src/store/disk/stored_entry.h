@@ -3,12 +3,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <span>
 
 #include <tensorkey/cache.h>
 #include <tensorkey/entry_format.h>
 
+#include "base/function_ref.h"
 #include "store/disk/segment.h"
 
 namespace tensorkey::internal {
@@ -18,7 +18,7 @@ namespace tensorkey::internal {
 
 // Has the entry taken if it is whole and this key's; false if not.
 bool decode_stored(const Key& key, std::span<const std::byte> encoded, const Secret& secret,
-                   const std::function<void(const EntryParts&)>& take);
+                   FunctionRef<void(const EntryParts&)> take);
 
 // Whether an entry says that it was written with a secret.
 [[nodiscard]] bool is_keyed(std::span<const std::byte> encoded) noexcept;
