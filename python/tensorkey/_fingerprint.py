@@ -50,6 +50,12 @@ _SKIPPED_IN_CLASSES = frozenset(
 )
 
 
+class Readable:
+    """A wrapper that counts as the function under it."""
+
+    __wrapped__: Callable[..., Any]
+
+
 class Framework(Protocol):
     """What a reading asks of a framework."""
 
@@ -163,6 +169,8 @@ class Reading:
                 return tag + PLAIN[base](value)
         if isinstance(value, types.FunctionType):
             return self._function(value, path)
+        if isinstance(value, Readable):
+            return self._value(value.__wrapped__, path)
         if isinstance(value, _BUILTINS):
             return name("builtin", f"{getattr(value, '__module__', '')}.{value.__qualname__}")
         if isinstance(value, types.MethodType):
