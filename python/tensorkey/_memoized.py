@@ -246,7 +246,8 @@ class MemoizedBase(Readable):
         ignore = self._settings.ignore
         found: list[tuple[str | None, Any]] = []
         for place, (name, value) in enumerate(bound.arguments.items()):
-            if place == 0 and self._method:
+            of_class = name == "cls" and isinstance(value, type)
+            if place == 0 and (self._method or of_class):
                 found.append((None, value))
             elif name not in ignore:
                 if self._signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
