@@ -21,7 +21,8 @@ from typing import Any
 
 from tensorkey import _core, errors
 from tensorkey._encoding import PLAIN, item, name, sequence, text, version_of
-from tensorkey._fingerprint import Readable
+from tensorkey._fingerprint import Readable, Reading
+from tensorkey._globals import functions_of, roots_of
 from tensorkey._readers import (
     class_name,
     digest_of,
@@ -49,6 +50,10 @@ class Encoder:
 
     def __init__(self) -> None:
         self.kinds: dict[str, Any] = {}
+        self.roots: set[str] = set()
+        """Packages that functions among the arguments name."""
+        self.assumed: list[str] = []
+        self._seen: set[int] = set()
 
     def encode(self, value: Any, path: str, depth: int = 0) -> bytes:
         """Encode a value.
@@ -136,6 +141,9 @@ class Encoder:
 
     def _known(self, value: Any, path: str) -> bytes:
         """Encode a class or a builtin of a library, which its version tells apart."""
+        owner = getattr(value, "__self__", None)
+        if not isinstance(owner, (type(None), type, types.ModuleType)):
+            return name("method", value.__name__) + self.encode(owner, path)
         module = getattr(value, "__module__", None) or "builtins"
         version = version_of(module)
         if not version and module.partition(".")[0] not in sys.stdlib_module_names:
@@ -149,9 +157,17 @@ class Encoder:
             raise NoKey(f"{path}: no key for {reading.unread[0].replace('layer', path, 1)}")
         if any(records_gradients(tensor) for tensor in reading.tensors):
             raise NoKey(GRADIENTS)
+        return self.thing(reading)
+
+    def thing(self, reading: Reading) -> bytes:
+        """Encode what was read of a function, a module or an instance."""
         for tensor in reading.tensors:
             self.kinds.setdefault(kind_of(tensor), tensor)
-        return item(b"B", digest_of(reading))
+        part, assumed = functions_of(reading.functions)
+        self.assumed += assumed
+        for function in reading.functions:
+            self.roots.update(roots_of(function, self._seen))
+        return item(b"B", digest_of(reading)) + part
 
 
 def records_gradients(value: Any) -> bool:

@@ -16,12 +16,12 @@ from typing import Any
 from tensorkey import _core, errors
 from tensorkey._cache import ActivationCache
 from tensorkey._calls import Encoder, NoKey, gradient_mode, records_gradients, transform
-from tensorkey._encoding import item, plain
+from tensorkey._encoding import plain
 from tensorkey._environment import environment
 from tensorkey._fingerprint import Readable
 from tensorkey._fork import renew_after_fork
 from tensorkey._options import Options
-from tensorkey._readers import class_name, digest_of, is_torch_module, kind_of, read_instance
+from tensorkey._readers import class_name, is_torch_module, read_instance
 from tensorkey._result_tensors import NoResult, make
 from tensorkey._results import DESCRIPTION, Packed, decode
 from tensorkey._scope import Scope, digest
@@ -231,7 +231,8 @@ class MemoizedBase(Readable):
             else:
                 parts[f"argument {name}"] = encoder.encode(value, f"argument {name}")
         about = (b"tensorkey memoize", 1, gradient_mode())
-        surroundings = environment(self._scope.roots, encoder.kinds)
+        self._assumed |= dict.fromkeys(encoder.assumed)
+        surroundings = environment(self._scope.roots | encoder.roots, encoder.kinds)
         return Call(parts, plain(about) + settings.version + surroundings)
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str | None, Any]]:
@@ -268,7 +269,7 @@ class MemoizedBase(Readable):
                 self._assumed[f"class {value.__module__}.{value.__qualname__}"] = None
                 return class_name(value)
             code = self._scope.code()
-            written = frozenset(code.written if code else ())
+            written = frozenset(code.written_attributes if code else ())
             reading = read_instance(value, written)
             if any(map(records_gradients, reading.tensors)):
                 raise NoKey(OWN_GRADIENTS)
@@ -276,9 +277,7 @@ class MemoizedBase(Readable):
                 self._assumed[f"self.{name}: the method writes it"] = None
             for found in reading.unread:
                 self._assumed[found.replace("layer", "self", 1)] = None
-            for tensor in reading.tensors:
-                encoder.kinds.setdefault(kind_of(tensor), tensor)
-            return kind + item(b"B", digest_of(reading))
+            return kind + encoder.thing(reading)
         except (errors.Error, ValueError) as error:
             raise NoKey(f"self has no key: {error}") from None
 

@@ -542,3 +542,57 @@ def test_it_looks_like_the_function(x):
     assert pickle.loads(pickle.dumps(module_level)) is module_level
     assert isinstance(module_level.key(x), tk.Key)
     assert "memoized <function module_level" in repr(module_level)
+
+
+def test_names_that_the_code_writes_elsewhere_still_count(x):
+    factor = 2
+
+    class Box:
+        pass
+
+    def made():
+        @memoize
+        def f(value):
+            box = Box()
+            box.factor = 7
+
+            def inner():
+                factor = 1
+
+                def innermost():
+                    nonlocal factor
+                    factor += 1
+
+                innermost()
+                return factor
+
+            return value * factor * inner()
+
+        return f
+
+    f = made()
+    assert f(x)[1] == 4
+    factor = 3
+    assert f(x)[1] == 6
+
+
+def test_bound_builtins_and_things_that_libraries_made_count(x):
+    f = memoize(lambda join: join(["a", "b"]))
+    assert (f("-".join), f("+".join), f("-".join)) == ("a-b", "a+b", "a-b")
+    assert f.stats.hits == 1
+    join = "-".join
+    g = memoize(lambda: join(["a", "b"]))
+    assert g() == "a-b"
+    join = "+".join
+    assert g() == "a+b"
+
+    space = {"__name__": "somewhere", "helper": functools.partial(helper), "nest": ([1],)}
+    space |= {"bound": "-".join, "exp": np.exp, "mean": np.mean, "linalg": np.linalg}
+    exec("def f(x): return (helper, nest, bound, exp, mean, linalg, len, sum) and x", space)
+    f = memoize(space["f"])
+    f(x)
+    assert f.stats.assumptions == [
+        "global helper: functools.partial",
+        "global nest: builtins.tuple",
+        "global bound: builtins.builtin_function_or_method",
+    ]
