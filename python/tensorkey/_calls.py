@@ -24,14 +24,15 @@ from tensorkey._encoding import PLAIN, item, name, sequence, text, version_of
 from tensorkey._fingerprint import Readable, Reading
 from tensorkey._globals import functions_of, roots_of
 from tensorkey._readers import (
+    attributes_of,
     class_name,
     digest_of,
+    hidden_base,
     is_tensor,
     is_torch_module,
     kind_of,
     leaf_of,
     read,
-    slots_of,
 )
 
 GRADIENTS = (
@@ -96,12 +97,16 @@ class Encoder:
         if isinstance(value, enum.Enum):
             return item(b"E", text(f"{kind.__module__}.{kind.__qualname__}") + text(value.name))
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            fields = getattr(value, "__dict__", {}) | slots_of(value)
+            hidden = hidden_base(kind)
+            if hidden not in (None, dict, OrderedDict):
+                raise NoKey(f"{path}: what a {kind.__qualname__} holds cannot be read")
+            held = list(value.items()) if isinstance(value, dict) else []
+            fields = attributes_of(value)
             pairs = [
                 text(key) + self.encode(entry, f"{path}.{key}", depth)
                 for key, entry in sorted(fields.items())
             ]
-            return class_name(kind) + sequence(b"d", pairs)
+            return class_name(kind) + sequence(b"d", pairs) + self.encode(held, path, depth)
         return None
 
     def _named(self, value: Any, path: str, encoded: bytes) -> bytes:

@@ -15,7 +15,8 @@ from typing import Any, overload
 from tensorkey import errors
 from tensorkey._cache import ActivationCache
 from tensorkey._encoding import plain
-from tensorkey._memoized import Memoized, MemoizedBase, Settings
+from tensorkey._memoized import MemoizedBase, Settings
+from tensorkey._memoized_sync import Memoized
 from tensorkey._options import Options, check_tiers
 from tensorkey._sizes import parse_bytes
 

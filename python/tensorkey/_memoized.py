@@ -6,28 +6,26 @@ import functools
 import inspect
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from time import perf_counter
 from types import MethodType
 from typing import Any
 
 from tensorkey import _core, errors
 from tensorkey._cache import ActivationCache
 from tensorkey._calls import Encoder, NoKey, gradient_mode, records_gradients, transform
+from tensorkey._counts import Counts
 from tensorkey._encoding import plain
 from tensorkey._environment import environment
 from tensorkey._fingerprint import Readable
 from tensorkey._fork import renew_after_fork
 from tensorkey._options import Options
-from tensorkey._readers import class_name, is_torch_module, read_instance
+from tensorkey._readers import class_name, is_tensor, is_torch_module, read_instance
 from tensorkey._result_tensors import NoResult, make
 from tensorkey._results import DESCRIPTION, Packed, decode
 from tensorkey._scope import Scope, digest
 from tensorkey._stats import CacheStats, FunctionStats
 
-MAX_REASONS = 64
 RUNNING: ContextVar[frozenset[bytes]] = ContextVar("tensorkey_memoize_running", default=frozenset())
 """Keys that are being computed where this is called from."""
 DISABLED = "tensorkey.disabled()"
@@ -62,49 +60,6 @@ class Settings:
         self.ignore = ignore
         self.version = plain(version)
         self.state = state
-
-
-class Counts:
-    """The counters of one function. Thread-safe."""
-
-    def __init__(self) -> None:
-        self.renew_locks()
-        self.reset()
-        renew_after_fork(self)
-
-    def renew_locks(self) -> None:
-        """Forget who held them: for the child of a fork."""
-        self._lock = threading.Lock()
-
-    def reset(self) -> None:
-        """Set everything to zero."""
-        with self._lock:
-            self.hits = self.misses = 0
-            self.seconds_saved = 0.0
-            self.bypasses: Counter[str] = Counter()
-            self.errors: Counter[str] = Counter()
-
-    def hit(self, seconds: float) -> None:
-        """Count a call that was answered."""
-        with self._lock:
-            self.hits += 1
-            self.seconds_saved += seconds
-
-    def miss(self) -> None:
-        """Count a call that was computed and stored."""
-        with self._lock:
-            self.misses += 1
-
-    def bypass(self, reason: str) -> None:
-        """Count a call that ran the function only."""
-        with self._lock:
-            known = reason in self.bypasses or len(self.bypasses) < MAX_REASONS
-            self.bypasses[reason if known else "other reasons"] += 1
-
-    def error(self, error: BaseException) -> None:
-        """Count an exception of the function."""
-        with self._lock:
-            self.errors[type(error).__name__] += 1
 
 
 class Call:
@@ -218,6 +173,8 @@ class MemoizedBase(Readable):
                 reason = NESTED
             except NoKey as unread:
                 reason = str(unread)
+            except Exception as error:  # anything that other people's classes may raise
+                reason = f"the call cannot be read: {type(error).__name__}: {error}"
         self._counts.bypass(reason)
         return None
 
@@ -247,8 +204,7 @@ class MemoizedBase(Readable):
         ignore = self._settings.ignore
         found: list[tuple[str | None, Any]] = []
         for place, (name, value) in enumerate(bound.arguments.items()):
-            of_class = name == "cls" and isinstance(value, type)
-            if place == 0 and (self._method or of_class):
+            if place == 0 and (self._method or name == "cls") and _is_instance(value):
                 found.append((None, value))
             elif name not in ignore:
                 if self._signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
@@ -298,6 +254,9 @@ class MemoizedBase(Readable):
             after = self._read(args, kwargs).parts
         except (NoResult, NoKey) as error:
             raise Unstored(str(error)) from None
+        except Exception as error:  # anything that other people's classes may raise
+            reason = f"the result cannot be read: {type(error).__name__}: {error}"
+            raise Unstored(reason) from None
         before = call.parts
         changed = [part for part in before | after if before.get(part) != after.get(part)]
         if not changed:
@@ -347,54 +306,13 @@ class MemoizedBase(Readable):
         return (result,)
 
 
+def _is_instance(value: Any) -> bool:
+    """Whether this may be what a method was called on: neither a plain value nor a tensor."""
+    plain_kind = type(value).__module__ == "builtins" and not isinstance(value, type)
+    return not plain_kind and not is_tensor(value)
+
+
 def compiling() -> bool:
     """Whether PyTorch follows this call, and would stop at the foreign code of the cache."""
     torch = sys.modules.get("torch")
     return torch is not None and torch.compiler.is_dynamo_compiling()
-
-
-class Memoized(MemoizedBase):
-    """A memoized function; thread-safe, one computation a key."""
-
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Answer from the cache, or run the function."""
-        function = self.__wrapped__
-        if compiling():
-            return function(*args, **kwargs)
-        call = self._open(args, kwargs)
-        if call is None:
-            return function(*args, **kwargs)
-        done: list[Any] = []
-        start = perf_counter()
-
-        def compute() -> dict[str, Any]:
-            done.append(function(*args, **kwargs))
-            return self._pack(call, args, kwargs, done[0]).members()
-
-        token = RUNNING.set(RUNNING.get() | {bytes(call.key)})
-        try:
-            entry = self.cache.get_or_compute(call.key, compute, self._purge)
-        except Unstored as unstored:
-            if done:
-                self._settle(unstored, args, kwargs, perf_counter() - start)
-                return done[0]
-            self._counts.bypass(str(unstored))  # another thread's result, which is not ours
-        except errors.Error as error:
-            if not done:
-                self._counts.error(error)
-                raise
-            self._counts.bypass(f"the result cannot be stored: {error}")
-            return done[0]
-        except BaseException as error:
-            self._counts.error(error)
-            raise
-        else:
-            if done:
-                self._counts.miss()
-                return done[0]
-            answer = self._answer(entry)
-            if answer is not None:
-                return answer[0]
-        finally:
-            RUNNING.reset(token)
-        return function(*args, **kwargs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pathlib
 import sys
 import threading
+import types
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from tensorkey._encoding import item, name, sequence, text
 from tensorkey._fingerprint import Reading
 from tensorkey._fork import renew_after_fork
 
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement, as far as one can tell
 FRAMEWORKS = frozenset({"torch", "numpy", "jax", "jaxlib", "tensorflow", "keras"})
 
 
@@ -98,12 +100,12 @@ class AnyFramework:
     def attributes(self, module: Any) -> dict[str, Any]:
         """Return what counts, by name; submodules in order."""
         if not is_torch_module(module):
-            skipped = self._skipped if module is self._instance else ()
-            return {key: value for key, value in sorted(vars(module).items()) if key not in skipped}
+            own = attributes_of(module)
+            return {key: value for key, value in sorted(own.items()) if key not in self._skipped}
         torch = sys.modules["torch"]
         if isinstance(module, torch.jit.ScriptModule):
             raise errors.Unsupported("a scripted module shows no code")
-        own: dict[str, Any] = vars(module).copy()
+        own = attributes_of(module)
         for unread in vars(torch.nn.Module()):
             if unread != "training":
                 own.pop(unread, None)
@@ -176,21 +178,38 @@ def read(value: Any) -> Reading:
 
 
 def read_instance(value: Any, skipped: frozenset[str]) -> Reading:
-    """Read an object by the code of its class and by its attributes."""
-    if hasattr(value, "__dict__"):
-        return Reading(AnyFramework(value, skipped), value)
-    return Reading(AnyFramework(), {"class": type(value)} | slots_of(value))
+    """Read an object by the code of its class and by its attributes.
+
+    Raises
+    ------
+    tensorkey.errors.Unsupported
+        For an object that holds more than attributes, such as a subclass of list.
+    """
+    base = hidden_base(type(value))
+    if base is not None:
+        raise errors.Unsupported(f"what a {base.__qualname__} holds cannot be read; use state=")
+    return Reading(AnyFramework(value, skipped), value)
 
 
-def slots_of(value: Any) -> dict[str, Any]:
-    """Return the attributes of an object that are in slots."""
-    names = [slot for kind in type(value).__mro__ for slot in _slots(kind)]
-    return {slot: getattr(value, slot) for slot in names if hasattr(value, slot)}
+def hidden_base(kind: type) -> type | None:
+    """Return a base that is no Python class, and may hold what no attribute shows."""
+    for base in kind.__mro__:
+        if not base.__flags__ & _HEAP_TYPE and base is not object:
+            return base
+    return None
 
 
-def _slots(kind: type) -> tuple[str, ...]:
-    slots = vars(kind).get("__slots__", ())
-    return (slots,) if isinstance(slots, str) else tuple(slots)
+def attributes_of(value: Any) -> dict[str, Any]:
+    """Return the attributes of an object by name, those in slots too."""
+    found = dict(getattr(value, "__dict__", {}))
+    for kind in type(value).__mro__:
+        for key, member in vars(kind).items():
+            if isinstance(member, types.MemberDescriptorType):
+                try:
+                    found.setdefault(key, member.__get__(value))
+                except AttributeError:  # not assigned
+                    continue
+    return found
 
 
 def class_name(kind: type) -> bytes:

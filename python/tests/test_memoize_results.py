@@ -7,6 +7,8 @@ import dataclasses
 import enum
 import math
 import struct
+import subprocess
+import sys
 import typing
 
 import numpy as np
@@ -275,3 +277,41 @@ def test_a_stored_result_of_a_class_that_is_gone_runs_the_function():
     assert list(f.stats.bypasses) == [
         "a stored result could not be made again: its class or device is not there"
     ]
+
+
+TENSORFLOW = """
+import numpy as np
+import tensorflow as tf
+import tensorkey as tk
+
+@tk.memoize
+def f(x, y=None):
+    return {"a": x * 2, "b": tf.cast(x, tf.bfloat16)}
+
+x = tf.constant([1.0, 2.0])
+first, second = f(x), f(tf.constant([1.0, 2.0]))
+assert f.stats.hits == 1
+for name, value in first.items():
+    assert value.dtype == second[name].dtype and value.device == second[name].device
+    assert tf.reduce_all(value == second[name])
+with tf.GradientTape() as tape:
+    tape.watch(x)
+    result = f(x)["a"]
+assert tape.gradient(result, x).numpy().tolist() == [2, 2]
+for _ in range(2):
+    assert tf.function(lambda x: f(x)["a"])(x + 1).numpy().tolist() == [4, 6]
+assert f.stats.hits == 1
+assert f(np.ones(2, "f4"))["b"].dtype == tf.bfloat16
+assert f.stats.misses == 2
+v = tf.Variable([1.0])
+f(v), v.assign([2.0])
+assert f(v)["a"].numpy().tolist() == [4]
+"""
+
+
+def test_tensors_of_tensorflow():
+    pytest.importorskip("tensorflow")
+    done = subprocess.run(
+        [sys.executable, "-c", TENSORFLOW], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
