@@ -29,6 +29,7 @@ from tensorkey._core import structure_key as structure_key
 from tensorkey._core import tuple_key as tuple_key
 from tensorkey._core import tuple_row_keys as tuple_row_keys
 from tensorkey._disabled import disabled as disabled
+from tensorkey._memoize import memoize as memoize
 from tensorkey._method import cached_method as cached_method
 from tensorkey._simulate import simulate as simulate
 from tensorkey._unique import unique as unique

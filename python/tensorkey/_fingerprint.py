@@ -50,6 +50,12 @@ _SKIPPED_IN_CLASSES = frozenset(
 )
 
 
+class Readable:
+    """A wrapper that counts as the function under it."""
+
+    __wrapped__: Callable[..., Any]
+
+
 class Framework(Protocol):
     """What a reading asks of a framework."""
 
@@ -80,6 +86,7 @@ class Reading:
         self.names: list[str] = []
         self.tensors: list[Any] = []
         self.modules: list[Any] = []
+        self.functions: list[types.FunctionType] = []
         self.unread: list[str] = []
         self._framework = framework
         self._seen: dict[int, bytes] = {}
@@ -163,8 +170,13 @@ class Reading:
                 return tag + PLAIN[base](value)
         if isinstance(value, types.FunctionType):
             return self._function(value, path)
+        if isinstance(value, Readable):
+            return self._value(value.__wrapped__, path)
         if isinstance(value, _BUILTINS):
-            return name("builtin", f"{getattr(value, '__module__', '')}.{value.__qualname__}")
+            known = name("builtin", f"{getattr(value, '__module__', '')}.{value.__qualname__}")
+            owner = getattr(value, "__self__", None)  # of a bound one, such as "a".join
+            bound = not isinstance(owner, (type(None), type, types.ModuleType))
+            return known + self._value(owner, path) if bound else known
         if isinstance(value, types.MethodType):
             return self._value(value.__func__, path) + self._value(value.__self__, path)
         if isinstance(value, functools.partial):
@@ -201,6 +213,7 @@ class Reading:
         ):
             return name("function", f"{function.__module__}.{function.__qualname__}")
         self.watch.add_function(function)
+        self.functions.append(function)
         parts = [code(function.__code__), self._value(function.__defaults__, path)]
         parts.append(self._value(function.__kwdefaults__, path))
         for variable, cell in zip(

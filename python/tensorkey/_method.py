@@ -8,7 +8,6 @@ module that answers batches row by row is what ``tensorkey.torch.CachedLayer`` a
 from __future__ import annotations
 
 import functools
-import sys
 import threading
 import weakref
 from collections import OrderedDict
@@ -16,8 +15,11 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, overload
 
 from tensorkey import _core, errors
-from tensorkey._encoding import item, name, plain, sequence, text
+from tensorkey._calls import Encoder, NoKey, gradient_mode, records_gradients, transform
 from tensorkey._fork import renew_after_fork
+from tensorkey._readers import is_torch_module
+from tensorkey._result_tensors import NoResult
+from tensorkey._results import Packed
 
 
 class CacheInfo(NamedTuple):
@@ -36,7 +38,7 @@ class _Calls:
     """The calls of one instance that are remembered, the least recent first."""
 
     def __init__(self) -> None:
-        self.results: OrderedDict[bytes, Any] = OrderedDict()
+        self.results: OrderedDict[bytes, Packed] = OrderedDict()
         self.hits = self.misses = self.bypasses = 0
         self.lock = threading.Lock()
         renew_after_fork(self)
@@ -44,10 +46,6 @@ class _Calls:
     def renew_locks(self) -> None:
         """Forget who held them: for the child of a fork."""
         self.lock = threading.Lock()
-
-
-class _NoKey(Exception):
-    pass
 
 
 @overload
@@ -145,24 +143,24 @@ def _decorate(
     @functools.wraps(method)
     def wrapper(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         calls = calls_of(self)
-        if _core.is_disabled():
+        if _core.is_disabled() or transform() is not None:
             calls.bypasses += 1
             return method(self, *args, **kwargs)
         try:
             parts = (args, kwargs, list(state(self)) if state else None, _gradient_mode(self))
-            key = _core.blake3(sequence(b"t", [_encode(part) for part in parts]))
-        except (_NoKey, errors.Error):
+            key = _core.blake3(Encoder().encode(parts, "call"))
+        except NoKey:
             calls.bypasses += 1
             return method(self, *args, **kwargs)
         with calls.lock:
             if key in calls.results:
                 calls.hits += 1
                 calls.results.move_to_end(key)
-                return _copy(calls.results[key])
+                return calls.results[key].copy()
         result = method(self, *args, **kwargs)
         try:
-            kept = _copy(result)
-        except _NoKey:
+            kept = Packed(result).copied()
+        except NoResult:
             calls.bypasses += 1
             return result
         with calls.lock:
@@ -194,78 +192,8 @@ def _forget(
         del stores[address]
 
 
-def _encode(value: Any) -> bytes:
-    """Encode an argument; the caller's tensors by their keys."""
-    if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
-        tag = b"t" if type(value) is tuple else b"l"
-        return sequence(tag, [_encode(entry) for entry in value])
-    if type(value) is dict:
-        return sequence(b"d", [_encode(part) for pair in value.items() for part in pair])
-    if type(value) in (set, frozenset):
-        return name(type(value).__name__, "") + sequence(b"s", sorted(map(_encode, value)))
-    try:
-        return plain(value)
-    except TypeError:
-        pass
-    if _records_gradients(value) or _traced():
-        raise _NoKey
-    return text(_kind(value)) + item(b"K", bytes(_core.key(value)))
-
-
 def _gradient_mode(instance: Any) -> bool:
-    """Whether PyTorch records gradients: a result made without them must not answer then."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.is_grad_enabled():
-        return False
-    if isinstance(instance, torch.nn.Module) and any(
-        parameter.requires_grad for parameter in instance.parameters()
-    ):
-        raise _NoKey
-    return True
-
-
-def _kind(value: Any) -> str:
-    """Results of one framework must not answer tensors of another, nor of another device."""
-    return f"{type(value).__module__}.{type(value).__qualname__} {getattr(value, 'device', '')}"
-
-
-def _traced() -> bool:
-    if "torch" not in sys.modules:
-        return False
-    from tensorkey._torch_backend import transform
-
-    return transform() is not None
-
-
-def _records_gradients(value: Any) -> bool:
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
-        return bool(value.requires_grad and torch.is_grad_enabled())
-    if "tensorflow" in sys.modules and type(value).__module__.startswith(("tensorflow", "keras")):
-        from tensorkey._tensorflow_backend import recording
-
-        return recording()
-    return False
-
-
-def _copy(value: Any) -> Any:
-    """Copy a result: tensors, plain values and nests of them."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
-        if value.requires_grad:
-            raise _NoKey  # part of a graph
-        return value.clone()
-    kind = type(value)
-    if kind in (tuple, list):
-        return kind(_copy(entry) for entry in value)
-    if kind is dict:
-        return {key: _copy(entry) for key, entry in value.items()}
-    if kind.__module__ == "numpy" and hasattr(value, "copy"):
-        return value.copy()
-    if kind.__name__ == "EagerTensor":
-        return value  # immutable
-    try:
-        plain(value)
-    except TypeError:
-        raise _NoKey from None
-    return value
+    """Whether gradients may be recorded: a result made without them must not answer then."""
+    if is_torch_module(instance) and any(map(records_gradients, instance.parameters())):
+        raise NoKey("gradients of the instance are recorded")
+    return gradient_mode()

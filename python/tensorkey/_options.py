@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Literal
 
 from tensorkey import errors
@@ -12,6 +13,22 @@ from tensorkey._chunks import Chunk, check_chunk
 
 Codec = Literal["raw", "lossless", "fp16", "bf16"]
 BypassMode = Literal["auto", "never", "always"]
+
+
+def check_tiers(where: str, cache: object, tiers: Mapping[str, object]) -> None:
+    """Refuse what is no cache, and tiers beside a cache."""
+    if cache is None:
+        return
+    if not isinstance(cache, ActivationCache):
+        raise errors.InvalidArgument(
+            f"[{where}] cache is {type(cache).__name__}; expected an ActivationCache"
+        )
+    for name, given in tiers.items():
+        if given is not None:
+            raise errors.InvalidArgument(
+                f"[{where}] cache and {name} are given; expected one of them: a cache has its own "
+                "tiers"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,18 +47,8 @@ class Options:
     secret: bytes | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.cache is not None:
-            if not isinstance(self.cache, ActivationCache):
-                raise errors.InvalidArgument(
-                    f"[CachedLayer] cache is {type(self.cache).__name__}; expected an "
-                    "ActivationCache"
-                )
-            for name in ("memory", "disk", "disk_limit"):
-                if getattr(self, name) is not None:
-                    raise errors.InvalidArgument(
-                        f"[CachedLayer] cache and {name} are given; expected one of them: a cache "
-                        "has its own tiers"
-                    )
+        tiers = {"memory": self.memory, "disk": self.disk, "disk_limit": self.disk_limit}
+        check_tiers("CachedLayer", self.cache, tiers)
         check_chunk(self.chunk)
         if not isinstance(self.scope, (bytes, str)):
             raise errors.InvalidArgument("[CachedLayer] scope must be bytes or str")

@@ -347,6 +347,61 @@ class LayerStats(_Counters):
         return rows
 
 
+@dataclasses.dataclass(frozen=True)
+class FunctionStats(_Counters):
+    """A snapshot of the counters of one memoized function.
+
+    Every call is in one of ``hits``, ``misses``, ``bypasses`` and ``errors``.
+
+    Examples
+    --------
+    >>> stats = FunctionStats(hits=3, misses=1, bypasses={"tensorkey.disabled()": 2})
+    >>> (stats + stats).calls
+    12
+    """
+
+    hits: int = 0
+    """Calls that were answered without running the function."""
+    misses: int = 0
+    """Calls that ran it and gave its result to the cache."""
+    seconds_saved: float = 0.0
+    """What the hits cost when they were computed."""
+    bypasses: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Calls that ran it without the cache, by reason."""
+    errors: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Exceptions of the function, by class; they passed through."""
+    assumptions: list[str] = dataclasses.field(default_factory=list)
+    """What could not be read: results are assumed not to depend on it."""
+    cache: CacheStats = dataclasses.field(default_factory=CacheStats)
+    """Of the cache, with what others that share it did."""
+
+    @property
+    def calls(self) -> int:
+        """All calls."""
+        return self.hits + self.misses + sum(self.bypasses.values()) + sum(self.errors.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counters as a dict of plain values, for logs and JSON."""
+        return super().to_dict() | {"calls": self.calls, "cache": self.cache.to_dict()}
+
+    def _table(self) -> list[tuple[str, str]]:
+        rows = [
+            ("calls", f"{self.calls}"),
+            (
+                "hits",
+                f"{self.hits}{_share(self.hits, self.calls)}, {self.seconds_saved:.3f} s saved",
+            ),
+            ("misses", f"{self.misses}"),
+            ("memory", _memory(self.cache)),
+            ("entries", _entries(self.cache)),
+            *_stores(self.cache),
+        ]
+        rows += [("bypassed", f"{n} x {reason}") for reason, n in self.bypasses.items()]
+        rows += [("error", f"{n} x {kind}") for kind, n in self.errors.items()]
+        rows += [("assumed", text) for text in self.assumptions]
+        return rows
+
+
 def _share(part: int, whole: int) -> str:
     return f" ({part / whole:.1%})" if whole else ""
 

@@ -59,7 +59,7 @@ class Watch:
         """Watch the class of an object and its attributes."""
         self._objects.append(thing)
         self._types.append(type(thing))
-        self.add_dict(vars(thing))
+        self.add_dict(getattr(thing, "__dict__", {}))
 
     def add_dict(self, mapping: dict[Any, Any]) -> None:
         """Watch names and values of a dict, in order."""
