@@ -209,6 +209,7 @@ void MemoBatch::Impl::take_over(std::span<const std::size_t> slots,
 void MemoBatch::Impl::ask_processes(std::vector<Elsewhere> rows, std::vector<std::size_t>& found) {
   if (rows.empty()) return;
   std::vector<Key> keys;
+  keys.reserve(rows.size());
   for (const Elsewhere& row : rows) keys.push_back(distinct.keys[row.slot]);
   std::vector<EntryPtr> known(rows.size());
   std::vector<Tiers::Claim> claims(rows.size());
