@@ -177,7 +177,12 @@ SharedEntry get_or_compute(ActivationCache& cache, const Key& key, const nb::cal
 
 nb::bytes dump(ActivationCache& cache, const Key& key, nb::handle secret) {
   const KeyOptions options = key_options(nb::bytes("", 0), secret, false, "ActivationCache.dump");
-  const EntryPtr entry = cache.find(key);
+  EntryPtr entry;
+  {
+    MaybeRelease release;
+    release_for_store(cache, release);
+    entry = cache.find(key);
+  }
   if (!entry) {
     throw Error(ErrorCode::kNotFound, "[ActivationCache.dump] " + key.hex() + " is not there");
   }
@@ -195,7 +200,7 @@ bool load(ActivationCache& cache, const nb::bytes& data, nb::handle scope, nb::h
   const KeyOptions options = key_options(scope, secret, false, "ActivationCache.load");
   const std::uint64_t id = scope_id(options.scope);
   const std::span bytes(static_cast<const std::byte*>(data.data()), data.size());
-  const MaybeReleaseGil release(bytes.size());
+  const MaybeReleaseGil release(cache.has_store() ? kReleaseGilBytes : bytes.size());
   return cache.load(bytes, id, options.secret);
 }
 
@@ -315,7 +320,7 @@ void init_cache(nb::module_& m) {
            "Store what dump() returned. False if it is no whole entry, was written with another\n"
            "secret, or is not worth its room: counted, never raised.")
       .def("__contains__", &Self::contains, "key"_a, Unlocked())
-      .def("__len__", [](const Self& self) { return self.stats().entries; })
+      .def("__len__", [](const Self& self) { return unlocked_stats(self).entries; })
       .def("remove", &Self::remove, "key"_a, Unlocked(),
            "Drop the entry under a key; False if there was none.")
       .def(

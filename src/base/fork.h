@@ -1,6 +1,7 @@
 // A mutex that survives fork(): the child finds it free, and what it guards consistent. While the
 // process forks all of these are held, taken from the newest to the oldest: so a thread that holds
-// one may wait only for an older one.
+// one may wait only for an older one. Who has callbacks declares the mutex behind the members that
+// they change: a fork in another thread calls them until the mutex is destroyed.
 #pragma once
 
 #include <functional>

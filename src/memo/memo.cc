@@ -214,9 +214,11 @@ void MemoBatch::Impl::ask_processes(std::vector<Elsewhere> rows, std::vector<std
   std::vector<EntryPtr> known(rows.size());
   std::vector<Tiers::Claim> claims(rows.size());
   tiers->claim(keys, secret_of_entries(), known, claims);
+  for (std::size_t i = 0; i < rows.size(); ++i) {  // first, so that none is lost
+    if (claims[i] == Tiers::Claim::kLeased) rows[i].lead.hold(*tiers->store(), keys[i]);
+  }
   for (std::size_t i = 0; i < rows.size(); ++i) {
     auto& [slot, lead] = rows[i];
-    if (claims[i] == Tiers::Claim::kLeased) lead.hold(*tiers->store(), keys[i]);
     if (claims[i] == Tiers::Claim::kOthers) {
       elsewhere.push_back(std::move(rows[i]));
     } else if (is_row(known[i])) {
@@ -375,7 +377,7 @@ bool MemoBatch::Impl::await_processes(const Flights::Deadline& deadline) {
                  static_cast<double>(elsewhere.size());
         }
       }
-      const std::chrono::duration<double> patience(std::min(tiers->lease_patience(cost), 1e6));
+      const std::chrono::duration<double> patience(tiers->lease_patience(cost));
       elsewhere_until = Clock::now() + std::chrono::duration_cast<Clock::duration>(patience);
     }
     const std::size_t first = missing_slots.size();

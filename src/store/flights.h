@@ -76,9 +76,9 @@ class Flights {
   [[nodiscard]] bool in_circle(const Flight& flight) const;
   void forget_other_threads();
 
-  ForkMutex mutex_{[this] { forget_other_threads(); }};
   std::unordered_map<Key, FlightPtr> flights_;
   std::unordered_map<std::thread::id, const Flight*> waiting_;
+  ForkMutex mutex_{[this] { forget_other_threads(); }};
 };
 
 }  // namespace tensorkey::internal

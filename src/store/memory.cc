@@ -303,6 +303,7 @@ void MemoryTier::reset_stats() {
   baseline_.misses_evicted = counts[static_cast<std::size_t>(Lookup::kEvicted)];
   baseline_.misses_expired = counts[static_cast<std::size_t>(Lookup::kExpired)];
   baseline_.waits = waits_;
+  baseline_.stored_hits = stored_hits_;
   baseline_.corrupt = corrupt_;
   counted_ = {};
   distinct_.reset();

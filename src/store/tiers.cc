@@ -10,6 +10,7 @@ namespace {
 
 constexpr std::uint64_t kToldHits = 16;  // a hit in memory out of so many is told to the store
 constexpr double kLongestLease = 0.5;    // seconds, unless the caller says another number
+constexpr double kLongestWait = 1e6;  // seconds: as good as for ever, and a time that clocks have
 
 }  // namespace
 
@@ -125,24 +126,37 @@ void Tiers::claim(std::span<const Key> keys, const Secret& secret, std::span<Ent
   if (!company_.exchange(shared) && !shared) return;
   std::vector<std::uint8_t> mine(keys.size());
   if (shared) store_->lease(keys, mine);
-  // Who had a lease published before he gave it back, so this look sees it.
-  store_->refresh();
-  for (std::size_t i = 0; i < keys.size(); ++i) {
-    const std::span<const Key> key = keys.subspan(i, 1);
-    if (store_->contains(keys[i])) find_below(key, found.subspan(i, 1), secret);
-    if (found[i]) {
-      claims[i] = Claim::kFound;
-      if (mine[i] != 0) store_->release(key);
-    } else if (mine[i] != 0) {
-      claims[i] = Claim::kLeased;
-    } else if (shared && !store_->distrusted(keys[i])) {
-      claims[i] = Claim::kOthers;
+  try {
+    // Who had a lease published before he gave it back, so this look sees it.
+    store_->refresh();
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+      if (store_->contains(keys[i])) find_below(keys.subspan(i, 1), found.subspan(i, 1), secret);
+      if (found[i]) {
+        claims[i] = Claim::kFound;
+      } else if (mine[i] != 0) {
+        claims[i] = Claim::kLeased;
+      } else if (shared && !store_->distrusted(keys[i])) {
+        claims[i] = Claim::kOthers;
+      }
     }
+  } catch (...) {
+    std::ranges::fill(claims, Claim::kCompute);
+    release(keys, mine, claims);
+    throw;
+  }
+  release(keys, mine, claims);
+}
+
+// Gives back the leases that were had for nothing.
+void Tiers::release(std::span<const Key> keys, std::span<const std::uint8_t> mine,
+                    std::span<const Claim> claims) const noexcept {
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    if (mine[i] != 0 && claims[i] != Claim::kLeased) store_->release(keys.subspan(i, 1));
   }
 }
 
 double Tiers::lease_patience(std::optional<double> seconds) const noexcept {
-  if (lease_timeout_ >= 0) return lease_timeout_;
+  if (lease_timeout_ >= 0) return std::min(lease_timeout_, kLongestWait);
   return std::min(seconds.value_or(kLongestLease), kLongestLease);
 }
 

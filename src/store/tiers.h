@@ -62,6 +62,9 @@ class Tiers {
   [[nodiscard]] double lease_patience(std::optional<double> seconds) const noexcept;
 
  private:
+  void release(std::span<const Key> keys, std::span<const std::uint8_t> mine,
+               std::span<const Claim> claims) const noexcept;
+
   const std::optional<std::array<std::uint8_t, 32>> secret_;
   const double lease_timeout_;
   std::vector<std::unique_ptr<Store>> stores_;

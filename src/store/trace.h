@@ -30,11 +30,11 @@ class Trace {
   };
 
   std::atomic<bool> on_{false};
-  ForkMutex mutex_{[this] { forget(); }};
   // Guarded by mutex_.
   std::unique_ptr<std::FILE, Close> file_;
   std::size_t left_ = 0;
   std::chrono::steady_clock::time_point start_;
+  ForkMutex mutex_{[this] { forget(); }};
 
   void forget() noexcept;
 };

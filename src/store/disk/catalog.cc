@@ -22,6 +22,7 @@ Catalog::Catalog(DiskContext& context)
   const std::lock_guard lock(mutex_);
   try {
     index_ = open_index(context_);
+    pin_ = index_->pin();
   } catch (const Error& error) {
     // Somebody is slow, or stopped: this process goes on without the disk until he is done.
     const bool busy = error.code() == ErrorCode::kUnavailable && !context_.directory.read_only() &&
@@ -31,13 +32,32 @@ Catalog::Catalog(DiskContext& context)
   }
 }
 
+// A connection is closed where no fork can come in between.
+Catalog::~Catalog() {
+  const std::lock_guard lock(mutex_);
+  index_.reset();
+}
+
 Index* Catalog::index() {
   if (index_ == nullptr) {
     if (!health_.usable()) return nullptr;
     index_ = open_index(context_);
     version_ = -1;
+    if (!index_->is(pin_)) forget();
+    pin_ = index_->pin();
   }
   return index_.get();
+}
+
+// Of another index: there are other segments under the same numbers, and ids begin anew.
+void Catalog::forget() {
+  context_.mirror.clear();
+  context_.files.retain([](std::uint32_t) { return false; });
+  segments_.clear();
+  gone_ = 0;
+  last_id_ = 0;
+  overflowed_ = false;
+  loading_ = true;
 }
 
 // Runs work(index), and counts its failure. False if there was one, or if the index is left alone.
@@ -96,13 +116,7 @@ void Catalog::synchronise(bool now) {
   const std::lock_guard lock(mutex_);
   if (!now && Clock::now() < looked_ + kBetweenLooks) return;
   looked_ = Clock::now();
-  if (index_ != nullptr && index_->moved()) {
-    index_.reset();
-    context_.mirror.clear();
-    segments_.clear();
-    last_id_ = 0;
-    loading_ = true;
-  }
+  if (index_ != nullptr && index_->moved()) index_.reset();
   guarded([&](Index& index) {
     const std::int64_t version = index.data_version();
     if (version == version_) return;

@@ -22,6 +22,9 @@ class Catalog {
  public:
   // Throws kUnavailable if the index can neither be opened nor made, unless it is only busy.
   explicit Catalog(DiskContext& context);
+  ~Catalog();
+  Catalog(const Catalog&) = delete;
+  Catalog& operator=(const Catalog&) = delete;
 
   // places[i] = where keys[i] is; segment 0 if it is not there. `now`: also if it was committed by
   // another process a moment ago.
@@ -47,13 +50,14 @@ class Catalog {
   Index* index();
   template <typename Work>
   bool guarded(Work&& work);
+  void forget();
   void remember(const IndexEntry& entry);
   void look_at_segments(Index& index);
 
   DiskContext& context_;
   Health health_;
-  ForkMutex mutex_;
   std::unique_ptr<Index> index_;
+  Descriptor pin_;            // of the file that index_ has, or had before it was closed
   std::int64_t last_id_ = 0;  // the mirror has the entries up to this one, if they fitted
   std::int64_t version_ = -1;
   Clock::time_point looked_{};
@@ -61,6 +65,7 @@ class Catalog {
   std::uint64_t gone_ = 0;  // entries of segments that are gone, in the mirror still
   std::atomic<bool> loading_{true};
   std::atomic<bool> overflowed_{false};  // the mirror did not take all
+  ForkMutex mutex_;
 };
 
 }  // namespace tensorkey::internal

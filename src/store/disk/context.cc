@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <system_error>
+#include <utility>
 
 namespace tensorkey::internal {
 namespace {
@@ -50,11 +52,20 @@ std::unique_ptr<Index> open_existing(const DiskContext& context) {
 
 // All records of a segment become rows of the index. The segment keeps its number, which stands in
 // its head, and stays open: a writer that still has it is noticed by its lock.
-void restore_segment(Index& index, const SegmentFiles::File& file, std::uint64_t size) {
-  Index::Write write(index);
+void restore_segment(Index& index, const SegmentFiles::File& file, std::uint64_t size,
+                     std::uint64_t limit) {
+  const std::size_t part = rows_per_commit(limit);
+  std::size_t rows = 0;
+  std::optional<Index::Write> write(std::in_place, index);
   index.add_segment(file.mark, size, kSegmentHead, file.id);
   std::uint64_t end = kSegmentHead;
   scan_records(file, [&](const RecordHead& head, double cost) {
+    if (++rows % part == 0) {  // so that the log keeps to its share of the limit
+      write->commit();
+      write.reset();
+      if (index.log_bytes() > log_bytes(limit)) index.checkpoint();
+      write.emplace(index);
+    }
     const Place place{
         .segment = file.id, .offset = head.offset, .length = kRecordHead + head.length};
     index.add({.key = head.key,
@@ -66,7 +77,7 @@ void restore_segment(Index& index, const SegmentFiles::File& file, std::uint64_t
     end = std::max(end, place.offset + place.length);
   });
   index.set_end(file.id, end);
-  write.commit();
+  write->commit();
 }
 
 // Makes an index of the segments that are there. REQUIRES: the index lock.
@@ -84,13 +95,16 @@ void make_index(DiskContext& context) {
     Index::create(path, directory.file_mode(), wanted_limit(context));
     const std::vector<std::uint64_t> ids = directory.segments();
     if (!ids.empty()) {
-      Index index({.path = path});
+      const std::uint64_t limit = wanted_limit(context);
+      Index index({.path = path, .wal_bytes = log_bytes(limit)});
       for (const std::uint64_t id : ids) {
-        const SegmentFiles::FilePtr file = context.files.open(static_cast<std::uint32_t>(id));
+        const auto number = static_cast<std::uint32_t>(id);
+        context.files.close(number);  // an open one may have been of the index before
+        const SegmentFiles::FilePtr file = context.files.open(number);
         if (file == nullptr) continue;  // nothing says which records are its: an orphan
         struct stat status {};
         if (::fstat(file->descriptor.get(), &status) != 0) continue;
-        restore_segment(index, *file, static_cast<std::uint64_t>(status.st_size));
+        restore_segment(index, *file, static_cast<std::uint64_t>(status.st_size), limit);
       }
       index.checkpoint();
     }
@@ -114,8 +128,13 @@ void remove_log(const Directory& directory) {
 
 // REQUIRES: the index lock.
 void set_aside(DiskContext& context) {
-  context.directory.rename(kIndexFile, kDamagedIndexFile);
-  remove_log(context.directory);
+  const Directory& directory = context.directory;
+  directory.rename(kIndexFile, kDamagedIndexFile);
+  remove_log(directory);
+  // It is kept where there is room for one more, with its log.
+  const std::uint64_t limit = wanted_limit(context);
+  const std::uint64_t wanted = directory.allocated(kDamagedIndexFile) + 2 * log_bytes(limit);
+  if (directory.allocated() + wanted > limit) directory.remove(kDamagedIndexFile);
   make_index(context);
   ++context.counters.rebuilds;
 }
@@ -201,6 +220,12 @@ DiskContext::DiskContext(const CacheOptions& the_options)
 
 std::unique_ptr<Index> open_index(DiskContext& context) {
   const bool read_only = context.directory.read_only();
+  // SQLite goes by paths: what is there now may be the index of other segments.
+  if (context.directory.moved()) {
+    throw Error(ErrorCode::kUnavailable, "[ActivationCache] " + context.directory.path() +
+                                             " was removed or replaced; expected the directory "
+                                             "that was opened");
+  }
   try {
     if (context.directory.exists(kIndexFile)) return open_existing(context);
   } catch (const Error& error) {

@@ -176,7 +176,12 @@ DiskTier::Read DiskTier::read_record(const Key& key, const Place& place,
     const auto size = static_cast<std::uint64_t>(status.st_size);
     if (place.offset > size || place.length > size - place.offset) return Read::kGone;
   }
-  const std::span memory = scratch(place.length);
+  std::span<std::byte> memory;
+  try {
+    memory = scratch(place.length);
+  } catch (const std::exception&) {  // a length that somebody made up, or no memory
+    return Read::kRefused;
+  }
   if (!read_at(file->descriptor.get(), place.offset, memory)) {
     return errno == 0 ? Read::kGone : Read::kRefused;
   }
@@ -253,7 +258,8 @@ void DiskTier::put(std::span<const EntryPtr> entries, std::uint64_t scope, const
   if (context_.directory.read_only()) return;
   const Batch batch = encode(entries, scope, secret);
   if (batch.items.empty()) return;
-  writer_.start();
+  // Nobody would make room in the queue.
+  if (!writer_.start()) patience = 0;
   context_.counters.dropped += writer_.queue().push(batch, patience);
 }
 

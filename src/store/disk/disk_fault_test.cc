@@ -1,7 +1,13 @@
-// A disk that is full, or cannot be written, and an index that does not fit into memory: nothing is
-// thrown after construction, what fails is counted, and it goes on when the fault is over.
+// A disk that is full, or cannot be written, an index that does not fit into memory, and files that
+// somebody replaces: nothing is thrown after construction, what fails is counted, and it goes on
+// when the fault is over.
 #include <tensorkey/error.h>
+
+#include <algorithm>
+#include <atomic>
 #include <fstream>
+#include <string>
+#include <thread>
 
 #include "store/disk/disk_test_processes.h"
 
@@ -285,6 +291,83 @@ TEST_F(DiskFault, TheDirectoryIsRemovedAndMadeAgain) {
     EXPECT_NE(ask(cache, id), Answer::kWrong);
   }
   EXPECT_EQ(disk_stats(other).errors, 0);
+  EXPECT_NE(disk_stats(cache).state, "");
+}
+
+TEST(DiskReplaced, MakingAnIndexAnewKeepsTheBound) {
+  const Folder folder;
+  {
+    ActivationCache cache(on_disk(folder, kSmallest));
+    for (std::uint64_t id = 0; id < 20'000; ++id) put(cache, id, 16);
+  }
+  const fs::path index = fs::path(folder.cache()) / "index.db";
+  fs::remove(fs::path(folder.cache()) / "index.db-wal");
+  const std::string nothing(4096, 'x');
+  std::fstream(index, std::ios::in | std::ios::out).write(nothing.data(), std::ssize(nothing));
+  std::atomic<bool> done{false};
+  std::uint64_t most = 0;
+  std::thread watch([&] {
+    while (!done) most = std::max(most, disk_bytes(folder.cache()));
+  });
+  {
+    ActivationCache cache(on_disk(folder, kSmallest));
+    EXPECT_EQ(disk_stats(cache).rebuilds, 1);
+    EXPECT_GT(disk_stats(cache).entries, 2000);
+    for (std::uint64_t id = 30'000; id < 31'000; ++id) put(cache, id, 16);
+  }
+  done = true;
+  watch.join();
+  EXPECT_LE(most, kSmallest);
+}
+
+// Numbers of segments and ids of rows begin anew then; nothing of before may be taken for them.
+TEST(DiskReplaced, AnIndexThatOthersMadeAnewIsReadFromItsBeginning) {
+  for (const bool forked : {false, true}) {
+    const Folder folder;
+    ActivationCache cache(on_disk(folder));
+    for (std::uint64_t id = 0; id < 100; ++id) put(cache, id);
+    EXPECT_TRUE(cache.flush());
+    for (std::uint64_t id = 0; id < 100; ++id) EXPECT_TRUE(cache.contains(key_of(id)));
+    if (forked) {  // which closes the connections
+      EXPECT_EQ(Child([] { return 0; }).wait(), 0);
+    }
+    for (const auto& file : fs::directory_iterator(folder.cache())) {
+      if (file.path().filename() != "tensorkey.lock") fs::remove(file.path());
+    }
+    ActivationCache other(on_disk(folder));
+    for (std::uint64_t id = 200; id < 210; ++id) put(other, id);
+    EXPECT_TRUE(other.flush());
+    for (int round = 0; round < 2; ++round) {
+      cache.refresh();
+      for (std::uint64_t id = 200; id < 210; ++id) expect_entry(cache.find(key_of(id)), id);
+      EXPECT_TRUE(cache.flush());  // which would remove the rows of bad records
+    }
+    EXPECT_EQ(disk_stats(cache).corrupt, 0);
+    EXPECT_EQ(disk_stats(other).entries, 10);
+  }
+}
+
+TEST(DiskReplaced, AnotherDirectoryInItsPlaceIsLeftAlone) {
+  const Folder folder;
+  ActivationCache cache(on_disk(folder));
+  for (std::uint64_t id = 0; id < 10; ++id) put(cache, id);
+  EXPECT_TRUE(cache.flush());
+  fs::rename(folder.cache(), folder.path() / "old");
+  ActivationCache other(on_disk(folder));
+  for (std::uint64_t id = 0; id < 10; ++id) put(other, id);
+  EXPECT_TRUE(other.flush());
+  for (std::uint64_t id = 0; id < 20; ++id) {
+    put(cache, 100 + id);
+    static_cast<void>(cache.find(key_of(id)));
+    cache.flush();
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));  // its index is left alone a while
+  }
+  other.refresh();
+  for (std::uint64_t id = 0; id < 10; ++id) expect_entry(other.find(key_of(id)), id);
+  EXPECT_EQ(disk_stats(other).entries, 10);
+  for (const auto& file : fs::directory_iterator(folder.cache())) {
+    EXPECT_FALSE(file.path().filename().string().starts_with("index.db.new")) << file.path();
+  }
   EXPECT_NE(disk_stats(cache).state, "");
 }
 

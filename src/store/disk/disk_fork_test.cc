@@ -86,6 +86,25 @@ TEST(DiskFork, AChildMayDestroyItsCopy) {
   EXPECT_EQ(disk_stats(*cache).corrupt, 0);
 }
 
+TEST(DiskFork, WhileAnotherThreadOpensAndCloses) {
+  const Folder folder;
+  const CacheOptions options = on_disk(folder);
+  const ActivationCache stays(options);
+  std::atomic<bool> done{false};
+  std::thread thread([&] {
+    for (std::uint64_t id = 0; !done; ++id) {
+      ActivationCache cache(options);
+      put_value(cache, id % 100);
+    }
+  });
+  for (int round = 0; round < times(100, 3000); ++round) {
+    Child child([&] { return stays.contains(key_of(1000)) ? 2 : 0; });
+    ASSERT_EQ(child.wait(), 0) << round;
+  }
+  done = true;
+  thread.join();
+}
+
 TEST(DiskFork, ManyTimesInTheMidstOfWork) {
   const Folder folder;
   const CacheOptions options = on_disk(folder);

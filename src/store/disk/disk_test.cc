@@ -40,6 +40,8 @@ TEST(Disk, WhatWasStoredIsFoundNowAndInTheNextRun) {
   const CacheStats stats = cache.stats();
   EXPECT_EQ(stats.hits, 100);
   EXPECT_EQ(stats.stored_hits, 100);
+  cache.reset_stats();
+  EXPECT_EQ(cache.stats().stored_hits, 0);
   EXPECT_EQ(stats.bound, 0);
   EXPECT_EQ(stats.bytes, 0);
   ASSERT_TRUE(stats.disk);
@@ -144,6 +146,19 @@ TEST(Disk, RemovedEntriesStayRemoved) {
   EXPECT_EQ(disk_stats(cache).entries, 0);
   put(cache, 2);
   expect_entry(cache.find(key_of(2)), 2);
+}
+
+TEST(Disk, WhatWasPurgedMayBeStoredAgainAtOnce) {
+  const Folder folder;
+  {
+    ActivationCache cache(on_disk(folder));
+    for (std::uint64_t id = 0; id < 10; ++id) put(cache, id, 100, 7);
+    EXPECT_TRUE(cache.flush());
+    EXPECT_EQ(cache.purge(7), 10U);
+    for (std::uint64_t id = 0; id < 10; ++id) put(cache, id, 100, 7);  // nobody looked it up before
+  }
+  ActivationCache cache(on_disk(folder));
+  for (std::uint64_t id = 0; id < 10; ++id) expect_entry(cache.find(key_of(id)), id);
 }
 
 TEST(Disk, TheSmallestBoundHoldsAtEveryMoment) {

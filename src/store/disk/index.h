@@ -29,10 +29,12 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <tensorkey/key.h>
 
+#include "base/descriptor.h"
 #include "store/disk/mirror.h"
 
 namespace tensorkey::internal {
@@ -107,6 +109,12 @@ class Index {
   // Whether the file that this connection has open is still what `path` leads to.
   [[nodiscard]] bool moved() const noexcept;
 
+  // Names the file that this connection has open also when the connection is gone, so that no other
+  // gets its number. Nothing can be read through it, and no lock hangs on it.
+  [[nodiscard]] Descriptor pin() const noexcept;
+  // Whether it is this file that was pinned.
+  [[nodiscard]] bool is(const Descriptor& pinned) const noexcept;
+
   // --- Reading. Each is a read transaction of its own, ended before it returns.
   [[nodiscard]] std::optional<IndexEntry> find(const Key& key);
   // Calls take() for entries with id > after in ascending order, at most `most` of them; returns
@@ -134,8 +142,9 @@ class Index {
    public:
     explicit Write(Index& index);  // BEGIN IMMEDIATE
     ~Write();                      // rolls back unless it was committed
-    Write(const Write&) = delete;
-    Write& operator=(const Write&) = delete;
+    Write(Write&& other) noexcept
+        : index_(other.index_), open_(std::exchange(other.open_, false)) {}
+    Write& operator=(Write&&) = delete;
     void commit();
 
    private:
@@ -161,8 +170,8 @@ class Index {
   bool move(const Key& key, const Place& from, const Place& to);
   // Removes the entry of a key; only at this place, if one is given. Returns where it was.
   std::optional<Place> remove(const Key& key, const std::optional<Place>& place = std::nullopt);
-  // Removes the entries of a scope with after < id <= last; returns where they were.
-  std::vector<Place> remove_scope(std::uint64_t scope, std::int64_t after, std::int64_t last);
+  // Removes the entries of a scope with after < id <= last; returns them.
+  std::vector<IndexEntry> remove_scope(std::uint64_t scope, std::int64_t after, std::int64_t last);
   // Adds hits and the time of last use to the rows that are there, worth to their segments (hits
   // may be a sample, worth is not), and `accesses` to the settings; begins a new period when those
   // exceed `period_length`.

@@ -95,7 +95,7 @@ struct Index::Impl {
       "SELECT id, scope, segment, offset, length, cost, hits, used, key FROM entries "
       "WHERE id BETWEEN ?1 AND ?2 AND segment = ?3 ORDER BY id"};
   Statement select_scope{
-      "SELECT id, scope, segment, offset, length, cost, hits, used FROM entries "
+      "SELECT id, scope, segment, offset, length, cost, hits, used, key FROM entries "
       "WHERE scope = ?1 AND id > ?2 AND id <= ?3"};
   Statement select_segments{"SELECT * FROM segments ORDER BY id"};
   Statement select_segment{"SELECT * FROM segments WHERE id = ?1"};

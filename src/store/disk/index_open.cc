@@ -194,6 +194,17 @@ void Index::create(const std::string& path, unsigned mode, std::uint64_t limit,
   }
 }
 
+Descriptor Index::pin() const noexcept {
+  return Descriptor(::fcntl(impl_->pin.get(), F_DUPFD_CLOEXEC, 0));
+}
+
+bool Index::is(const Descriptor& pinned) const noexcept {
+  struct stat ours;
+  struct stat theirs;
+  return pinned && ::fstat(impl_->pin.get(), &ours) == 0 && ::fstat(pinned.get(), &theirs) == 0 &&
+         ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino;
+}
+
 bool Index::moved() const noexcept {
   struct stat ours;
   struct stat there;

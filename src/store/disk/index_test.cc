@@ -182,7 +182,10 @@ TEST(Index, RemovesAScope) {
   EXPECT_EQ(index.remove_scope(7, 0, index.last_id()).size(), 10U);
   EXPECT_EQ(index.remove_scope(7, 0, index.last_id()).size(), 0U);
   EXPECT_EQ(row_of(index, segment).entries, 1U);
-  EXPECT_EQ(index.remove_scope(UINT64_MAX, 0, index.last_id()), std::vector{other.place});
+  const std::vector<IndexEntry> removed = index.remove_scope(UINT64_MAX, 0, index.last_id());
+  ASSERT_EQ(removed.size(), 1U);
+  EXPECT_EQ(removed[0].key, other.key);
+  EXPECT_EQ(removed[0].place, other.place);
   write.commit();
   EXPECT_EQ(row_of(index, segment).entries, 0U);
   EXPECT_EQ(row_of(index, segment).bytes, 0U);

@@ -295,7 +295,8 @@ std::optional<Place> Index::remove(const Key& key, const std::optional<Place>& p
   return std::nullopt;
 }
 
-std::vector<Place> Index::remove_scope(std::uint64_t scope, std::int64_t after, std::int64_t last) {
+std::vector<IndexEntry> Index::remove_scope(std::uint64_t scope, std::int64_t after,
+                                            std::int64_t last) {
   static constexpr std::string_view kWhere = "Index::remove_scope";
   impl_->require_write(kWhere);
   std::vector<IndexEntry> entries;
@@ -305,12 +306,17 @@ std::vector<Place> Index::remove_scope(std::uint64_t scope, std::int64_t after, 
     query.bind(2, after);
     query.bind(3, last);
     while (query.step()) {
-      if (const std::optional<IndexEntry> entry = entry_in(query)) entries.push_back(*entry);
+      Digest key{};
+      std::optional<IndexEntry> entry = entry_in(query);
+      if (!entry) continue;
+      // Whatever its key: it goes, and from its segment's account.
+      if (query.blob(8, std::as_writable_bytes(std::span(key)))) entry->key = Key(key);
+      entries.push_back(*entry);
     }
   }
-  std::vector<Place> places(entries.size());
-  std::ranges::transform(entries, places.begin(), &IndexEntry::place);
-  for (const Place& place : places) static_cast<void>(impl_->account(place.segment, kWhere));
+  for (const IndexEntry& entry : entries) {
+    static_cast<void>(impl_->account(entry.place.segment, kWhere));
+  }
   {
     Query query(*impl_->database, impl_->delete_scope, kWhere);
     query.bind(1, static_cast<std::int64_t>(scope));
@@ -321,7 +327,7 @@ std::vector<Place> Index::remove_scope(std::uint64_t scope, std::int64_t after, 
   for (const IndexEntry& entry : entries) {
     Impl::count_out(impl_->accounts.at(entry.place.segment), entry);
   }
-  return places;
+  return entries;
 }
 
 // --- Settings

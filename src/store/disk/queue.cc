@@ -29,10 +29,10 @@ std::span<const std::byte> Batch::encoded(const Item& item) const noexcept {
 
 WriteQueue::WriteQueue(std::size_t capacity)
     : capacity_(capacity),
-      mutex_([this] { forget(); }),
       pending_(std::make_shared<Batch>()),
       filled_(std::make_unique<std::condition_variable>()),
-      emptied_(std::make_unique<std::condition_variable>()) {}
+      emptied_(std::make_unique<std::condition_variable>()),
+      mutex_([this] { forget(); }) {}
 
 void WriteQueue::forget() noexcept {
   pending_ = std::make_shared<Batch>();
@@ -70,8 +70,8 @@ std::size_t WriteQueue::push(const Batch& batch, double patience) {
     const auto from = batch.bytes.begin() + static_cast<std::ptrdiff_t>(item.at);
     pending.bytes.insert(pending.bytes.end(), from,
                          from + static_cast<std::ptrdiff_t>(item.length));
-    where_[item.key] = {.batch = pending_, .item = pending.items.size()};
     pending.items.push_back(copy);
+    where_[item.key] = {.batch = pending_, .item = pending.items.size() - 1};
     count_ = where_.size();
     if (pending.items.size() == 1) filled_->notify_one();
   }

@@ -84,7 +84,6 @@ class WriteQueue {
 
   const std::size_t capacity_;
   std::atomic<std::size_t> count_{0};  // of where_
-  mutable ForkMutex mutex_;
   std::shared_ptr<Batch> pending_;
   std::shared_ptr<Batch> writing_;
   std::shared_ptr<Batch> spare_;  // empty, but for its memory
@@ -93,6 +92,7 @@ class WriteQueue {
   // Never destroyed in the child of a fork: threads that it does not have may wait on them.
   std::unique_ptr<std::condition_variable> filled_;
   std::unique_ptr<std::condition_variable> emptied_;
+  mutable ForkMutex mutex_;
 };
 
 }  // namespace tensorkey::internal

@@ -51,7 +51,6 @@ class Usage {
   void set(std::int64_t period, std::uint64_t entries);
 
  private:
-  mutable ForkMutex mutex_;
   std::unordered_map<Key, double> hits_;
   std::unordered_map<std::uint32_t, double> worth_;  // of these hits, by segment
   double share_ = 1;  // of the hits that are noted, each for 1 / share_
@@ -59,6 +58,7 @@ class Usage {
   double accesses_ = 0;
   GhostTable ghosts_;
   std::int64_t period_ = 0;
+  mutable ForkMutex mutex_;
 };
 
 }  // namespace tensorkey::internal

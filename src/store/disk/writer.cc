@@ -57,19 +57,21 @@ Writer::Writer(DiskContext& context, Catalog& catalog)
 
 Writer::~Writer() {
   stop();
-  while (const std::shared_ptr<Batch> batch = queue_.take(0)) {
-    write(*batch);
-    queue_.written();
+  while (write_waiting(0)) {
   }
   upkeep();
+  // Where no fork can come in between.
+  const std::lock_guard lock(mutex_);
+  index_.reset();
+  segment_.reset();
 }
 
 // --- The thread
 
-void Writer::start() {
-  if (running_ || stopping_) return;
+bool Writer::start() {
+  if (running_ || stopping_) return running_;
   const std::lock_guard lock(thread_mutex_);
-  if (thread_ != nullptr) return;
+  if (thread_ != nullptr) return true;
   sigset_t all;
   sigset_t before;
   sigfillset(&all);  // signals are for the threads of the program
@@ -81,6 +83,7 @@ void Writer::start() {
     health_.failed(error);  // what waits is written by the destructor
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  return running_;
 }
 
 void Writer::stop() {
@@ -95,11 +98,28 @@ void Writer::stop() {
 void Writer::run() {
   while (!stopping_) {
     const bool loading = catalog_.load();
-    if (const auto batch = queue_.take(loading ? 0 : 0.5)) {
-      write(*batch);
-      queue_.written();
-    }
+    write_waiting(loading ? 0 : 0.5);
     if (Clock::now() >= reported_.load() + kBetweenReports) upkeep();
+  }
+}
+
+// Writes what waits, if there is something within so many seconds. What fails for want of memory is
+// dropped.
+bool Writer::write_waiting(double seconds) noexcept {
+  try {
+    const std::shared_ptr<Batch> batch = queue_.take(seconds);
+    if (batch == nullptr) return false;
+    try {
+      write(*batch);
+    } catch (const std::exception& error) {
+      context_.counters.dropped += batch->items.size();
+      health_.failed(error);
+    }
+    queue_.written();
+    return true;
+  } catch (const std::exception& error) {
+    health_.failed(error);
+    return false;
   }
 }
 
@@ -188,8 +208,12 @@ void Writer::write_items(Index& index, Batch& batch, Items& items) {
 // Where a reader that sleeps keeps the log from being cut back, nothing more is written.
 Index::Write Writer::begin(Index& index) {
   const std::uint64_t usual = log_bytes(settings_.limit);
-  for (int patience = kPatience; index.log_bytes() > usual; --patience) {
-    if (index.checkpoint()) break;
+  for (int patience = kPatience;; --patience) {
+    if (index.log_bytes() <= usual || index.checkpoint()) {
+      const std::uint64_t most = std::max(usual, index.log_bytes());
+      Index::Write write(index);
+      if (index.log_bytes() <= most) return write;  // others have not filled it meanwhile
+    }
     if (patience == 0) {
       throw Error(ErrorCode::kUnavailable,
                   "[ActivationCache] the log of the index in " + context_.directory.path() +
@@ -197,7 +221,6 @@ Index::Write Writer::begin(Index& index) {
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
-  return Index::Write(index);
 }
 
 // What the directory takes, with all of the log's share, and with what is in the log and not yet in
@@ -301,10 +324,13 @@ std::size_t Writer::purge(std::uint64_t scope) {
     const std::int64_t last = index.last_id();
     for (std::int64_t after = 0; after < last; after += part) {
       Index::Write write = begin(index);
-      const std::vector<Place> places = index.remove_scope(scope, after, after + part);
+      const std::vector<IndexEntry> entries = index.remove_scope(scope, after, after + part);
       write.commit();
-      count += places.size();
-      for (const Place& place : places) void_record(context_.directory, place);
+      count += entries.size();
+      for (const IndexEntry& entry : entries) {
+        void_record(context_.directory, entry.place);
+        context_.mirror.erase(entry.key, entry.place);
+      }
     }
   });
   return count;

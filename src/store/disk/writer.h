@@ -35,7 +35,7 @@ class Writer {
   Writer& operator=(const Writer&) = delete;
 
   [[nodiscard]] WriteQueue& queue() noexcept { return queue_; }
-  void start();  // the thread, if it does not run
+  bool start();  // the thread, if it does not run; false if there is none
   // Writes in this thread. What the bound does not allow is dropped.
   void write(Batch& batch);
 
@@ -59,6 +59,7 @@ class Writer {
 
   void run();
   void stop();
+  bool write_waiting(double seconds) noexcept;
 
   // All below: mutex_ is held. They throw Error, and guarded() counts it.
   template <typename Work>
@@ -103,20 +104,20 @@ class Writer {
     Place place;
     bool foreign;
   };
-  mutable ForkMutex bad_mutex_;  // older than mutex_, under which it is taken
   std::unordered_map<Key, Bad> bad_;
+  mutable ForkMutex bad_mutex_;  // older than mutex_, under which it is taken
 
-  ForkMutex mutex_;
   std::unique_ptr<Index> index_;
   std::optional<SegmentWriter> segment_;
   IndexSettings settings_;
+  ForkMutex mutex_;
   std::atomic<Clock::time_point> reported_{Clock::time_point{}};
 
   WriteQueue queue_;
   std::atomic<bool> stopping_{false};
   std::atomic<bool> running_{false};
-  ForkMutex thread_mutex_;
   std::unique_ptr<std::thread> thread_;
+  ForkMutex thread_mutex_;
 };
 
 }  // namespace tensorkey::internal
