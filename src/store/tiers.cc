@@ -54,13 +54,19 @@ void Tiers::find_below(std::span<const Key> keys, std::span<EntryPtr> out, const
     }
     if (missing.empty()) return;
     std::uint64_t found = 0;
+    const std::uint64_t removals = removals_;
     store->find(missing, this->secret(secret),
                 [&](std::size_t i, const EntryParts& parts, std::uint64_t scope) {
                   EntryPtr entry = memory.insert(parts, scope);
                   out[places[i]] = entry ? std::move(entry) : make_entry(parts);
                   ++found;
                 });
-    if (found > 0) memory.count_stored_hits(found);
+    if (found == 0) continue;
+    memory.count_stored_hits(found);
+    if (removals_ == removals) continue;
+    for (std::size_t i = 0; i < missing.size(); ++i) {
+      if (out[places[i]]) memory.remove(missing[i]);
+    }
   }
 }
 
@@ -92,21 +98,24 @@ EntryPtr Tiers::keep(const EntryParts& parts, std::uint64_t scope) {
 }
 
 bool Tiers::remove(const Key& key) {
-  bool there = memory.remove(key);
+  bool there = false;
   for (const std::unique_ptr<Store>& store : stores_) there |= store->remove(key);
-  return there;
+  ++removals_;
+  return memory.remove(key) || there;
 }
 
 std::size_t Tiers::purge(std::uint64_t scope) {
-  std::size_t count = memory.purge(scope);
-  // An entry is in memory and below: the larger number is that of all.
+  std::size_t count = 0;
   for (const std::unique_ptr<Store>& store : stores_) count = std::max(count, store->purge(scope));
-  return count;
+  ++removals_;
+  // An entry is in memory and below: the larger number is that of all.
+  return std::max(count, memory.purge(scope));
 }
 
 void Tiers::clear() {
-  memory.clear();
   for (const std::unique_ptr<Store>& store : stores_) store->clear();
+  ++removals_;
+  memory.clear();
 }
 
 bool Tiers::pin(const Key& key, bool pinned) {

@@ -71,6 +71,9 @@ class Tiers {
   Store* store_ = nullptr;
   Store* pack_ = nullptr;
   std::atomic<std::uint64_t> turn_{0};
+  // How often something was removed below, after which it goes from memory too. Who sees another
+  // number than before he read below may have read what is gone.
+  std::atomic<std::uint64_t> removals_{0};
   std::atomic<bool> company_{false};  // other processes had the store open when claim() looked
 };
 

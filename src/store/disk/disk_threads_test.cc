@@ -71,5 +71,34 @@ TEST(DiskThreads, UseEveryCall) { run(0, kSmallest); }
 
 TEST(DiskThreads, WithMemoryAbove) { run(std::size_t{128} << 10, 8 * kSmallest); }
 
+// A lookup that has just read an entry from disk must not bring it back into memory.
+TEST(DiskThreads, WhatWasRemovedIsNotFoundAgain) {
+  const Folder folder;
+  CacheOptions options = on_disk(folder);
+  options.memory = kMiB;
+  ActivationCache cache(options);
+  std::atomic<bool> done{false};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 2; ++i) {
+    threads.emplace_back([&] {
+      while (!done) EXPECT_NE(ask(cache, 1), Answer::kWrong);
+    });
+  }
+  int found = 0;
+  for (int i = 0; i < times(600, 30'000); ++i) {
+    put_value(cache, 1);
+    if (i % 2 == 0) cache.flush();
+    switch (i % 3) {
+      case 0: cache.remove(key_of(1)); break;
+      case 1: cache.purge(0); break;
+      default: cache.clear();
+    }
+    found += ask(cache, 1) == Answer::kMissing ? 0 : 1;
+  }
+  done = true;
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(found, 0);
+}
+
 }  // namespace
 }  // namespace tensorkey::test

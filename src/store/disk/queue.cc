@@ -102,6 +102,7 @@ void WriteQueue::written() {
   // The next but one takes its memory, which would be mapped anew for each. Two hold it: this
   // queue and its writer; a third is reading.
   if (writing_.use_count() == 2 && writing_->bytes.capacity() <= 2 * capacity_) {
+    std::atomic_thread_fence(std::memory_order_acquire);  // behind what those have read who let go
     writing_->bytes.clear();
     writing_->items.clear();
     spare_ = std::move(writing_);

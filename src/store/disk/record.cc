@@ -175,7 +175,11 @@ std::optional<RecordHead> read_record_head(std::span<const std::byte, kRecordHea
 
 std::optional<RecordHead> check_record(std::span<const std::byte> record, const Key& key,
                                        const Place& place, const SegmentMark& mark) noexcept {
-  if (record.size() < kRecordHead || record.size() != place.length) return std::nullopt;
+  // What is too short for an entry, somebody made up; a pack would refuse to take it over.
+  if (record.size() < kRecordHead + kLeastEntry || record.size() % kUnit != 0 ||
+      record.size() != place.length) {
+    return std::nullopt;
+  }
   const std::optional<RecordHead> head = read_record_head(record.first<kRecordHead>());
   if (!head || head->key != key || head->offset != place.offset || head->mark != mark ||
       head->length != record.size() - kRecordHead) {
