@@ -1,6 +1,6 @@
 // Who computes what, over the processes of a directory. A lease is an open-file-description lock on
 // one byte of tensorkey.lock, chosen by the key; the kernel drops it when its holder dies, so there
-// are no pids and no clocks in it. Nothing here waits.
+// are no pids and no clocks in it. Nothing here waits, but for lock_index().
 //
 //   leases.acquire(keys, mine);     // mine[i]: this process computes keys[i]
 //   ... compute, publish ...
