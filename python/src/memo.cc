@@ -35,15 +35,18 @@ constexpr double kSlice = 0.1;  // seconds between looks for signals
 // other threads wait for the rows.
 class Batch {
  public:
-  explicit Batch(MemoBatch batch) : batch_(std::move(batch)) {}
+  // stores: whether there is a tier below memory, so that insert() may wait for a disk.
+  Batch(MemoBatch batch, bool stores) : batch_(std::move(batch)), stores_(stores) {}
   [[nodiscard]] MemoBatch& get() {
     if (!batch_) throw Error(ErrorCode::kInvalidArgument, "[MemoBatch] the batch is closed");
     return *batch_;
   }
   void close() noexcept { batch_.reset(); }
+  [[nodiscard]] bool stores() const noexcept { return stores_; }
 
  private:
   std::optional<MemoBatch> batch_;
+  bool stores_;
 };
 
 Codec codec_of(const std::string& name) {
@@ -67,14 +70,16 @@ Batch lookup(Memo& memo, const nb::sequence& tensors, const std::vector<std::str
                                                  " paths; expected one path a tensor");
   }
   const auto members = borrowed.members();
-  const MaybeReleaseGil release(memo.cache().has_store() ? kReleaseGilBytes : borrowed.bytes());
-  return Batch(memo.lookup(members, options));
+  const bool stores = memo.cache().has_store();
+  const MaybeReleaseGil release(stores ? kReleaseGilBytes : borrowed.bytes());
+  return Batch(memo.lookup(members, options), stores);
 }
 
 void insert(Batch& self, std::size_t first, std::size_t count, nb::handle output, double seconds) {
   MemoBatch& batch = self.get();
   const Borrowed borrowed(output.ptr());
-  const MaybeReleaseGil release(kReleaseGilBytes);  // it may wait for a disk
+  const MaybeReleaseGil release(self.stores() ? kReleaseGilBytes
+                                              : checked_bytes(borrowed.view(), "MemoBatch.insert"));
   batch.insert(first, count, borrowed.view(), seconds);
 }
 

@@ -1,6 +1,7 @@
 // A heap of entries, the least first. Each entry knows its slot, so that any can be taken out.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <utility>
 #include <vector>
@@ -16,6 +17,10 @@ class NodeHeap {
   [[nodiscard]] PolicyNode& top() const noexcept { return *items_.front().node; }
   [[nodiscard]] double top_rank() const noexcept { return items_.front().rank; }
   [[nodiscard]] std::size_t memory() const noexcept { return items_.capacity() * sizeof(Item); }
+  // By how much that grows with the next node.
+  [[nodiscard]] std::size_t growth() const noexcept {
+    return items_.size() < items_.capacity() ? 0 : std::max(memory(), sizeof(Item));
+  }
 
   void push(PolicyNode& node, double rank);
   void remove(PolicyNode& node);  // REQUIRES: it is in this heap

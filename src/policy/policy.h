@@ -68,6 +68,8 @@ class Policy {
 
   // Bytes of the policy's own structures; they count in the owner's bound.
   [[nodiscard]] std::size_t memory() const noexcept;
+  // By how much that may grow when one more entry comes.
+  [[nodiscard]] std::size_t growth() const noexcept { return live_.growth(); }
   // Under which the cache runs now; for tests and the curious.
   [[nodiscard]] const Tuning& tuning() const noexcept { return live_.tuning(); }
 

@@ -263,6 +263,11 @@ void Ranking::evict(std::uint64_t bytes, std::vector<PolicyNode*>& victims) {
   }
 }
 
+std::size_t Ranking::growth() const noexcept {
+  const std::size_t ghosts = ghosts_.memory() * 2 <= ghost_limit_ ? ghosts_.memory() : 0;
+  return window_.growth() + main_.growth() + ghosts;
+}
+
 std::size_t Ranking::memory() const noexcept {
   return window_.memory() + main_.memory() + ghosts_.memory() + taken_.capacity() * sizeof(void*);
 }

@@ -61,6 +61,7 @@ class Ranking {
   [[nodiscard]] bool seen(std::uint64_t hash) const noexcept;
   [[nodiscard]] std::size_t entries() const noexcept { return window_.size() + main_.size(); }
   [[nodiscard]] std::size_t memory() const noexcept;
+  [[nodiscard]] std::size_t growth() const noexcept;  // of it, by one more entry, at most
   [[nodiscard]] const Tuning& tuning() const noexcept { return tuning_; }
 
  private:

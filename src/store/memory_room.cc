@@ -78,7 +78,7 @@ void MemoryTier::evict_victims() {
 
 bool MemoryTier::fits(std::size_t size, std::size_t extra) const noexcept {
   const std::size_t cost = size == 0 ? 0 : arena_->cost(size);
-  return metadata_ + arena_->held() + cost + extra <= bound_;
+  return metadata_ + policy_.growth() + arena_->held() + cost + extra <= bound_;
 }
 
 // Makes room for an allocation of `size` bytes (0: none) and `extra` bytes of index: waits a moment
