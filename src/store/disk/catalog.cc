@@ -11,6 +11,7 @@ namespace tensorkey::internal {
 namespace {
 
 constexpr std::chrono::milliseconds kBetweenLooks(5);
+constexpr std::chrono::milliseconds kOpening(1000);  // for others who are making the index
 constexpr std::size_t kPart = 8192;  // entries for which the connection is held at a time
 
 bool unknown(const Place& place) { return place.segment == 0; }
@@ -21,7 +22,7 @@ Catalog::Catalog(DiskContext& context)
     : context_(context), health_(context.counters), mutex_({}, [this] { index_.reset(); }) {
   const std::lock_guard lock(mutex_);
   try {
-    index_ = open_index(context_);
+    index_ = open_index(context_, kOpening);
     pin_ = index_->pin();
   } catch (const Error& error) {
     // Somebody is slow, or stopped: this process goes on without the disk until he is done.

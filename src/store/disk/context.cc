@@ -20,15 +20,14 @@ using std::chrono::milliseconds;
 constexpr std::uint64_t kDefaultLimit = std::uint64_t{10} << 30;
 constexpr milliseconds kFirstPause(20);
 constexpr milliseconds kLongestPause(5000);
-constexpr milliseconds kIndexPatience(1000);
 
 class IndexLock {
  public:
-  explicit IndexLock(DiskContext& context) : context_(context) {
-    if (!context.leases.lock_index(kIndexPatience)) {
+  IndexLock(DiskContext& context, milliseconds patience) : context_(context) {
+    if (!context.leases.lock_index(patience)) {
       throw Error(ErrorCode::kUnavailable,
                   "[ActivationCache] another process is making the index of " +
-                      context.directory.path() + "; expected it to be done within a second");
+                      context.directory.path() + "; expected it to be done soon");
     }
   }
   ~IndexLock() { context_.leases.unlock_index(); }
@@ -218,7 +217,7 @@ DiskContext::DiskContext(const CacheOptions& the_options)
       mirror(options.index_limit),
       leases(directory) {}
 
-std::unique_ptr<Index> open_index(DiskContext& context) {
+std::unique_ptr<Index> open_index(DiskContext& context, milliseconds patience) {
   const bool read_only = context.directory.read_only();
   // SQLite goes by paths: what is there now may be the index of other segments.
   if (context.directory.moved()) {
@@ -237,7 +236,7 @@ std::unique_ptr<Index> open_index(DiskContext& context) {
                     " has no index and cannot be written; expected one that a process that may "
                     "write has made");
   }
-  const IndexLock lock(context);
+  const IndexLock lock(context, patience);
   if (!context.directory.exists(kIndexFile)) {
     remove_log(context.directory);
     make_index(context);
@@ -254,7 +253,7 @@ std::unique_ptr<Index> open_index(DiskContext& context) {
 
 void replace_index(DiskContext& context, const Index& damaged) {
   if (context.directory.read_only()) return;
-  const IndexLock lock(context);
+  const IndexLock lock(context, kIndexPatience);
   if (!damaged.moved()) set_aside(context);
 }
 

@@ -6,10 +6,12 @@
 #include <algorithm>
 #include <atomic>
 #include <fstream>
+#include <memory>
 #include <string>
 #include <thread>
 
 #include "store/disk/disk_test_processes.h"
+#include "store/disk/index.h"
 
 namespace tensorkey::test {
 namespace {
@@ -345,6 +347,22 @@ TEST(DiskReplaced, AnIndexThatOthersMadeAnewIsReadFromItsBeginning) {
     EXPECT_EQ(disk_stats(cache).corrupt, 0);
     EXPECT_EQ(disk_stats(other).entries, 10);
   }
+}
+
+TEST(DiskLimit, IsSetAlsoWhereTheIndexWasLockedAtFirst) {
+  const Folder folder;
+  {
+    ActivationCache cache(on_disk(folder));
+    put_value(cache, 1);
+  }
+  std::unique_ptr<ActivationCache> cache;
+  {
+    internal::Index index({.path = folder.cache() + "/index.db"});
+    const internal::Index::Write write(index);
+    cache = std::make_unique<ActivationCache>(on_disk(folder, 2 * kSmallest));
+  }
+  expect_to_go_on(*cache, 1);
+  EXPECT_EQ(disk_stats(*cache).bound, 2 * kSmallest);
 }
 
 TEST(DiskReplaced, AnotherDirectoryInItsPlaceIsLeftAlone) {

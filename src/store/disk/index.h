@@ -156,6 +156,7 @@ class Index {
   // the number `id`, which no segment has.
   std::uint32_t add_segment(const SegmentMark& mark, std::uint64_t size, std::uint64_t end,
                             std::uint32_t id = 0);
+  void set_size(std::uint32_t segment, std::uint64_t size);
   void set_end(std::uint32_t segment, std::uint64_t end);
   void seal(std::uint32_t segment, std::uint64_t size);
   // Removes a segment with all its entries; returns how many entries went.

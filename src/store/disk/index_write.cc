@@ -149,6 +149,10 @@ void Index::set_end(std::uint32_t segment, std::uint64_t end) {
   impl_->row_to_change(segment, "Index::set_end").end = end;
 }
 
+void Index::set_size(std::uint32_t segment, std::uint64_t size) {
+  impl_->row_to_change(segment, "Index::set_size").size = size;
+}
+
 void Index::seal(std::uint32_t segment, std::uint64_t size) {
   SegmentRow& row = impl_->row_to_change(segment, "Index::seal");
   row.size = size;

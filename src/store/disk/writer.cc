@@ -42,17 +42,7 @@ Writer::Writer(DiskContext& context, Catalog& catalog)
       }) {
   if (context_.directory.read_only()) return;
   const std::lock_guard lock(mutex_);
-  guarded([&](Index& index) {
-    settings_ = index.settings();
-    const std::uint64_t wanted = context_.options.disk_limit;
-    if (wanted != 0 && wanted != settings_.limit) {
-      Index::Write write = begin(index);
-      index.set_limit(wanted);
-      write.commit();
-      settings_.limit = wanted;
-    }
-    shrink(index);
-  });
+  guarded([&](Index& index) { shrink(index); });
 }
 
 Writer::~Writer() {
@@ -129,6 +119,7 @@ Index* Writer::index() {
   if (index_ != nullptr && index_->moved()) {
     index_.reset();
     segment_.reset();  // another index may know less of it than was written
+    limit_set_ = false;
   }
   if (index_ == nullptr) {
     if (context_.directory.read_only() || !health_.usable()) return nullptr;
@@ -137,11 +128,25 @@ Index* Writer::index() {
   return index_.get();
 }
 
+// The limit that this process was given; the last one given is that of all.
+void Writer::set_limit(Index& index) {
+  settings_ = index.settings();
+  const std::uint64_t wanted = context_.options.disk_limit;
+  if (wanted != 0 && wanted != settings_.limit) {
+    Index::Write write = begin(index);
+    index.set_limit(wanted);
+    write.commit();
+    settings_.limit = wanted;
+  }
+  limit_set_ = true;
+}
+
 template <typename Work>
 bool Writer::guarded(Work&& work) {
   try {
     Index* const index = this->index();
     if (index == nullptr) return false;
+    if (!limit_set_) set_limit(*index);
     work(*index);
     health_.worked();
     return true;
@@ -155,6 +160,7 @@ bool Writer::guarded(Work&& work) {
         health_.failed(again);
       }
     }
+    if (known != nullptr && known->code() == ErrorCode::kExhausted) give_back();
     // A lock that others hold says nothing about the connection.
     if (known == nullptr || known->code() != ErrorCode::kUnavailable) {
       index_.reset();

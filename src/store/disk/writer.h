@@ -65,6 +65,7 @@ class Writer {
   template <typename Work>
   bool guarded(Work&& work);
   Index* index();
+  void set_limit(Index& index);
   [[nodiscard]] std::vector<std::pair<Key, Place>> bad_rows(const Batch* batch) const;
   void forget_bad(std::span<const std::pair<Key, Place>> rows);
   void write_items(Index& index, Batch& batch, Items& items);
@@ -85,6 +86,7 @@ class Writer {
   bool adopt(Index& index, std::uint64_t bytes);
   bool create(Index& index, std::uint64_t bytes);
   void let_go(Index& index);
+  void give_back() noexcept;
   bool evict(Index& index, Candidates* candidates);
   void admit(Candidates& candidates, double density);
   void choose_kept(Index& index, const SegmentRow& row, double density, Batch& kept);
@@ -110,6 +112,7 @@ class Writer {
   std::unique_ptr<Index> index_;
   std::optional<SegmentWriter> segment_;
   IndexSettings settings_;
+  bool limit_set_ = false;  // in this index, if the options have one
   ForkMutex mutex_;
   std::atomic<Clock::time_point> reported_{Clock::time_point{}};
 

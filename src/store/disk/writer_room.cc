@@ -82,6 +82,16 @@ void Writer::let_go(Index& index) {
   write.commit();
 }
 
+// On a full disk: a segment's preallocated tail must not take what the index needs to go on.
+void Writer::give_back() noexcept {
+  try {
+    if (segment_) segment_->seal();
+    if (index_ != nullptr) index_->checkpoint();
+  } catch (const std::exception&) {
+    return;  // as full as before
+  }
+}
+
 // Takes over a segment whose writer is gone; one that has no room for `bytes` is sealed.
 bool Writer::adopt(Index& index, std::uint64_t bytes) {
   Index::Write write = begin(index);
@@ -125,11 +135,19 @@ bool Writer::create(Index& index, std::uint64_t bytes) {
   const std::uint64_t least = (bytes + kSegmentHead + 4095) / 4096 * 4096;
   if (room < std::max(least, kLeastSegment)) return false;
   // The last one may be smaller than the others.
-  const std::uint64_t size = std::max(least, std::min(usual, room / 4096 * 4096));
+  std::uint64_t size = std::max(least, std::min(usual, room / 4096 * 4096));
   const SegmentMark mark = new_mark();
   const std::uint32_t id = index.add_segment(mark, size, kSegmentHead);
-  segment_ = SegmentWriter::create(context_.directory, id, mark, size);
+  while (!segment_) {
+    try {
+      segment_ = SegmentWriter::create(context_.directory, id, mark, size);
+    } catch (const Error& error) {  // so is one on a disk that is nearly full
+      if (error.code() != ErrorCode::kExhausted || size <= std::max(least, kLeastSegment)) throw;
+      size = std::max({least, kLeastSegment, size / 8192 * 4096});
+    }
+  }
   try {
+    index.set_size(id, size);
     write.commit();
   } catch (...) {
     segment_.reset();
