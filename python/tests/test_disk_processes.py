@@ -17,7 +17,11 @@ import pytest
 import tensorkey as tk
 
 # A test process has threads, which is what forking is warned of.
-pytestmark = pytest.mark.filterwarnings("ignore:This process .*fork:DeprecationWarning")
+# Other tests may have imported JAX, whose threads no child here needs.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This process .*fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:os.fork.. was called:RuntimeWarning"),
+]
 METHODS = ["fork", "spawn"]
 PATIENCE = 120
 
