@@ -175,7 +175,8 @@ class TENSORKEY_EXPORT ActivationCache {
   void refresh();
   // Writes the entries of a scope, or all of them, into one sealed file that CacheOptions::pack
   // reads anywhere; returns their number. The file is made anew, readable by its owner alone.
-  // Throws kExhausted and kIo; the file is then as it was.
+  // Throws kExhausted and kIo, and kUnavailable for a directory that cannot be read to its end;
+  // the file is then as it was.
   std::size_t pack(const std::string& path, std::optional<std::uint64_t> scope = std::nullopt);
 
   // What is in memory now, in no order.

@@ -166,6 +166,8 @@ class ActivationCache(_core.ActivationCache):
         ------
         tensorkey.errors.StoreFull, tensorkey.errors.StoreIOError
             The file cannot be written; one that was there before still is.
+        tensorkey.errors.StoreUnavailable
+            The directory cannot be read to its end.
 
         Examples
         --------

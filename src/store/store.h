@@ -57,6 +57,7 @@ class Store {
   // Tells that a key was found so often in a faster tier, and what its entry cost.
   virtual void touch(const Key&, double /*cost*/, double /*hits*/) {}
 
+  // Unlike the others this throws, kUnavailable, for a store that cannot be read to its end.
   // Calls take for every entry of a scope, or of all scopes: the key, its bytes in the format of
   // entries, and when it was stored.
   using Export = FunctionRef<void(const Key&, std::uint64_t scope, std::int64_t stored,

@@ -177,9 +177,14 @@ std::uint64_t Catalog::entries() {
 std::vector<IndexEntry> Catalog::next_entries(std::int64_t& after) {
   const std::lock_guard lock(mutex_);
   std::vector<IndexEntry> entries;
-  guarded([&](Index& index) {
+  const bool done = guarded([&](Index& index) {
     after = index.scan(after, kPart, [&](const IndexEntry& entry) { entries.push_back(entry); });
   });
+  if (!done) {
+    throw Error(ErrorCode::kUnavailable, "[ActivationCache::pack] the index of " +
+                                             context_.directory.path() +
+                                             " cannot be read: " + health_.text());
+  }
   return entries;
 }
 

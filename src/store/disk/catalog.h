@@ -40,6 +40,7 @@ class Catalog {
 
   [[nodiscard]] std::uint64_t entries();
   // Some entries with id > after, ascending; `after` becomes the last one's.
+  // Throws kUnavailable if the index cannot be read.
   [[nodiscard]] std::vector<IndexEntry> next_entries(std::int64_t& after);
   [[nodiscard]] const Health& health() const noexcept { return health_; }
 

@@ -8,7 +8,6 @@
 #include <cerrno>
 #include <mutex>
 #include <optional>
-#include <random>
 #include <system_error>
 #include <utility>
 
@@ -82,14 +81,14 @@ void restore_segment(Index& index, const SegmentFiles::File& file, std::uint64_t
 // Makes an index of the segments that are there. REQUIRES: the index lock.
 void make_index(DiskContext& context) {
   const Directory& directory = context.directory;
-  std::random_device random;
-  const std::string name = std::string(kNewIndexFile) + std::to_string(random());
+  const std::string name(kNewIndexFile);  // one at a time is made
   const std::string path = directory.path_of(name);
   const auto remove_files = [&] {
     for (const char* const suffix : {"", "-wal", "-shm", "-journal"}) {
       directory.remove(name + suffix);
     }
   };
+  remove_files();  // of a process that died here
   try {
     Index::create(path, directory.file_mode(), wanted_limit(context));
     const std::vector<std::uint64_t> ids = directory.segments();

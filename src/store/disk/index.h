@@ -167,8 +167,6 @@ class Index {
   // False if the key is there already. Keeps the accounts of the segment, as all below do. The hits
   // of the entry are in units of the present period.
   bool add(const IndexEntry& entry);
-  // Gives an entry a new place (and a new id); keeps cost, hits and scope. False if it is gone.
-  bool move(const Key& key, const Place& from, const Place& to);
   // Removes the entry of a key; only at this place, if one is given. Returns where it was.
   std::optional<Place> remove(const Key& key, const std::optional<Place>& place = std::nullopt);
   // Removes the entries of a scope with after < id <= last; returns them.

@@ -81,7 +81,6 @@ bool use(const std::string& path, int round = 0) {
       for (std::uint64_t i = 1000; i < 1050; ++i) index.add(entry_of(i, segment));
       const std::array hits{HitCount{key_of(100), 1}, HitCount{key_of(400), 1}};
       index.add_hits(hits, {}, 1, 1, 1e9);
-      index.move(key_of(200), entry_of(200, 1).place, entry_of(200, segment).place);
       index.remove(key_of(201));
       if (!rows.empty()) index.remove_segment(rows.back());
       index.remove_scope(7, 0, index.last_id());
@@ -253,7 +252,6 @@ void expect_skipped(const std::string& change, std::size_t scanned) {
   Index::Write write(index);
   const std::array hits{HitCount{key_of(1), 1}};
   index.add_hits(hits, {}, 1, 1, 100);
-  EXPECT_FALSE(index.move(key_of(1), entry_of(1, segment).place, entry_of(1, segment).place));
   EXPECT_FALSE(index.remove(key_of(1), entry_of(1, segment).place));
   EXPECT_TRUE(index.add(entry_of(1, segment)));  // its key is free for another
   EXPECT_GT(index.find(key_of(1))->id, 3);

@@ -95,9 +95,8 @@ TEST(Index, KeepsTheAccountsOfSegments) {
   EXPECT_EQ(second, first + 1);
   index.set_end(second, 6464);
   index.add(entry_of(10, second));
-  EXPECT_TRUE(index.move(key_of(3), entry_of(3, first).place, entry_of(3, second).place));
-  EXPECT_FALSE(index.move(key_of(3), entry_of(3, first).place, entry_of(3, second).place));
-  EXPECT_FALSE(index.move(key_of(99), {}, entry_of(99, second).place));
+  EXPECT_TRUE(index.remove(key_of(3)));
+  EXPECT_TRUE(index.add(entry_of(3, second)));
   EXPECT_EQ(index.remove(key_of(4)), entry_of(4, first).place);
   EXPECT_EQ(index.remove(key_of(4)), std::nullopt);
   EXPECT_EQ(index.remove(key_of(5), entry_of(5, second).place), std::nullopt);

@@ -272,17 +272,6 @@ bool Index::add(const IndexEntry& entry) {
   return impl_->insert(stored, kWhere);
 }
 
-bool Index::move(const Key& key, const Place& from, const Place& to) {
-  static constexpr std::string_view kWhere = "Index::move";
-  impl_->require_write(kWhere);
-  std::optional<IndexEntry> entry = impl_->find(key, kWhere);
-  if (!entry || entry->place != from || !is_place(to)) return false;
-  static_cast<void>(impl_->row_to_change(to.segment, kWhere));  // before anything is erased
-  impl_->erase(*entry, kWhere);
-  entry->place = to;
-  return impl_->insert(*entry, kWhere);
-}
-
 std::optional<Place> Index::remove(const Key& key, const std::optional<Place>& place) {
   static constexpr std::string_view kWhere = "Index::remove";
   impl_->require_write(kWhere);

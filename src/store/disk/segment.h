@@ -60,8 +60,8 @@ void write_record_head(const RecordHead& head, std::span<std::byte, kRecordHead>
 
 // The one who appends to a segment; it holds an open-file-description lock on the file, on a
 // descriptor of its own. Errors are kExhausted for a full disk, kIo for the rest. One thread at
-// a time. Whoever forks calls forget_in_child() there: it closes the descriptor, so that the lock
-// stays the parent's alone.
+// a time. In the child of a fork its owner destroys it, which closes the descriptor: so the lock
+// is the parent's alone.
 class SegmentWriter {
  public:
   // Makes the file: exclusive, locked, preallocated to `size`, its head written. Leaves no file
@@ -86,7 +86,6 @@ class SegmentWriter {
   void rewind(std::uint64_t end) noexcept { end_ = end; }
   // Gives the preallocated tail back; returns the size of the file. Nothing is appended any more.
   std::uint64_t seal();
-  void forget_in_child() noexcept { file_.reset(); }
 
  private:
   SegmentWriter() = default;

@@ -344,14 +344,14 @@ TEST_F(SegmentTest, IsAdoptedAfterItsWriterWasKilled) {
   ::close(pipe[1]);
 }
 
-TEST_F(SegmentTest, AChildThatForgetsDoesNotKeepTheLock) {
+TEST_F(SegmentTest, AChildThatDestroysItsWriterDoesNotKeepTheLock) {
   for (const bool forgets : {true, false}) {
     std::optional<SegmentWriter> writer = create();
     std::array<int, 2> pipe{};
     ASSERT_EQ(::pipe(pipe.data()), 0);
     const pid_t child = ::fork();
     if (child == 0) {
-      if (forgets) writer->forget_in_child();
+      if (forgets) writer.reset();
       if (::write(pipe[1], "x", 1) != 1) ::_exit(1);
       for (;;) ::pause();
     }
