@@ -67,7 +67,8 @@ struct DiskContext {
 // Opens the index of a directory. Where there is none it is made; one that is damaged is set aside
 // as index.db.damaged, if there is room for two, and made anew from the records of the segments.
 // Throws as Index does, and kUnavailable when another process is at it for longer than `patience`
-// or the path leads to another directory now. Usually that is a lookup, which computing can replace.
+// or the path leads to another directory now. Usually that is a lookup, which computing can
+// replace.
 inline constexpr std::chrono::milliseconds kIndexPatience(20);
 [[nodiscard]] std::unique_ptr<Index> open_index(
     DiskContext& context, std::chrono::milliseconds patience = kIndexPatience);
