@@ -13,10 +13,9 @@ class FunctionRef;
 template <typename Result, typename... Arguments>
 class FunctionRef<Result(Arguments...)> {
  public:
-  template <typename Function>
-  requires(!std::is_same_v<std::remove_cvref_t<Function>, FunctionRef>)
-      FunctionRef(Function&& function)
-  noexcept  // NOLINT: converts as std::function does
+  template <typename Function,
+            std::enable_if_t<!std::is_same_v<std::remove_cvref_t<Function>, FunctionRef>, int> = 0>
+  FunctionRef(Function&& function) noexcept
       : function_(&function), call_([](const void* target, Arguments... arguments) -> Result {
           using Target = std::remove_reference_t<Function>;
           return (*const_cast<Target*>(static_cast<const Target*>(target)))(
