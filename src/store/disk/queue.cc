@@ -99,10 +99,8 @@ void WriteQueue::written() {
     const auto found = where_.find(item.key);
     if (found != where_.end() && found->second.batch == writing_) where_.erase(found);
   }
-  // The next but one takes its memory, which would be mapped anew for each. Two hold it: this
-  // queue and its writer; a third is reading.
-  if (writing_.use_count() == 2 && writing_->bytes.capacity() <= 2 * capacity_) {
-    std::atomic_thread_fence(std::memory_order_acquire);  // behind what those have read who let go
+  // The next but one takes its memory, which would be mapped anew for each.
+  if (writing_->bytes.capacity() <= 2 * capacity_) {
     writing_->bytes.clear();
     writing_->items.clear();
     spare_ = std::move(writing_);
@@ -127,21 +125,13 @@ bool WriteQueue::drained(double seconds) {
 bool WriteQueue::find(const Key& key,
                       FunctionRef<void(std::span<const std::byte>, std::uint64_t)> take) const {
   if (empty()) return false;
-  Where where;
-  {
-    const std::lock_guard lock(mutex_);
-    const auto found = where_.find(key);
-    if (found == where_.end()) return false;
-    where = found->second;
-    // Bytes that are still being added to may move.
-    if (where.batch == pending_) {
-      const Batch::Item& item = where.batch->items[where.item];
-      take(where.batch->encoded(item), item.scope);
-      return true;
-    }
-  }
-  const Batch::Item& item = where.batch->items[where.item];
-  take(where.batch->encoded(item), item.scope);
+  const std::lock_guard lock(mutex_);
+  const auto found = where_.find(key);
+  if (found == where_.end()) return false;
+  // Under the lock, since bytes may move while more are added, and are used again when written.
+  const Batch& batch = *found->second.batch;
+  const Batch::Item& item = batch.items[found->second.item];
+  take(batch.encoded(item), item.scope);
   return true;
 }
 
