@@ -43,14 +43,16 @@ class TensorKey(Contestant):
     """ActivationCache without memory: each read is one from the directory."""
 
     name = "tensorkey.ActivationCache"
+    BATCH = 256
 
     def __init__(self, folder: Path, limit: str = "1 GiB") -> None:
         self.cache = tk.ActivationCache(memory=None, disk=folder / "tensorkey", disk_limit=limit)
 
     def write(self, rows: Rows) -> None:
-        put = self.cache.put
-        for key, row in rows.items():
-            put(key, row, COST)
+        keys = list(rows)
+        for first in range(0, len(keys), self.BATCH):
+            part = keys[first : first + self.BATCH]
+            self.cache.put_many(part, np.stack([rows[key] for key in part]), COST)
         self.cache.flush()
 
     def get(self, key: tk.Key) -> object:
@@ -61,6 +63,18 @@ class TensorKey(Contestant):
 
     def fill(self, keys: list[tk.Key], table: np.ndarray) -> None:
         assert all(self.cache.read_many(keys, table))
+
+
+class TensorKeyOneByOne(TensorKey):
+    """The same, a row in a call."""
+
+    name = "tensorkey.ActivationCache, put() a row"
+
+    def write(self, rows: Rows) -> None:
+        put = self.cache.put
+        for key, row in rows.items():
+            put(key, row, COST)
+        self.cache.flush()
 
 
 class DiskCache(Contestant):

@@ -29,6 +29,7 @@
 #include <tensorkey/entry_format.h>
 #include <tensorkey/export.h>
 #include <tensorkey/key.h>
+#include <tensorkey/view.h>
 
 namespace tensorkey {
 
@@ -144,6 +145,12 @@ class TENSORKEY_EXPORT ActivationCache {
   // The entry as it is stored now; null if it was rejected. A key that is there already keeps its
   // entry: equal keys have equal values. Throws as make_entry does.
   EntryPtr insert(const EntryParts& parts, std::uint64_t scope = 0);
+
+  // The same for the rows of a table: row i, a tensor without a name, under keys[i]; `seconds` is
+  // what each took. Returns how many were accepted. Throws kInvalidArgument unless `rows` has rank
+  // 1 or more and keys.size() rows, kUnsupported for dates.
+  std::size_t insert_rows(std::span<const Key> keys, const TensorView& rows, double seconds = 0,
+                          std::uint64_t scope = 0);
 
   // find(), or the entry that `compute` makes; it is called by one thread at a time for each key,
   // the others wait for it. It must not return null, and its entry must have this key. What it

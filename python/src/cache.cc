@@ -90,6 +90,14 @@ nb::list get_many(ActivationCache& cache, const std::vector<Key>& keys) {
   return result;
 }
 
+std::size_t put_many(ActivationCache& cache, const std::vector<Key>& keys, nb::handle rows,
+                     double seconds, nb::handle scope) {
+  const std::uint64_t id = scope_of(scope, "ActivationCache.put_many");
+  const Borrowed borrowed(rows.ptr());
+  const nb::gil_scoped_release release;
+  return cache.insert_rows(keys, borrowed.view(), seconds, id);
+}
+
 bool read(ActivationCache& cache, const Key& key, nb::handle destination) {
   const Writable out(destination);
   MaybeRelease release;
@@ -303,6 +311,12 @@ void init_cache(nb::module_& m) {
            "A key that is there already keeps its entry: equal keys have equal values. `seconds`\n"
            "is what it cost to compute, and decides what is worth keeping; `scope` is what\n"
            "purge() finds it by. False if it was not worth its room.")
+      .def("put_many", &put_many, "keys"_a, "rows"_a, "seconds"_a = 0.0,
+           "scope"_a = nb::bytes("", 0),
+           nb::sig("def put_many(self, keys: collections.abc.Sequence[Key], rows: object, "
+                   "seconds: float = 0.0, scope: bytes | str = b'') -> int"),
+           "Store row i of a tensor under keys[i], each as an entry of its own; return how many\n"
+           "were worth their room. `seconds` is what each row took.")
       .def("get_or_compute", &get_or_compute, "key"_a, "function"_a, "scope"_a = nb::bytes("", 0),
            nb::sig("def get_or_compute(self, key: Key, function: "
                    "collections.abc.Callable[[], object], scope: bytes | str = b'') -> Entry"),

@@ -683,3 +683,20 @@ def test_a_directory_that_is_removed(disk):
     assert stats.errors > 0
     assert stats.state
     assert not disk.exists()
+
+
+def test_the_rows_of_a_table_are_put_and_read_in_one_call(tmp_path):
+    rows = np.arange(300 * 8, dtype=np.float32).reshape(300, 8)
+    keys = tk.row_keys(rows)
+    cache = tk.ActivationCache(None, disk=tmp_path / "cache")
+    assert cache.put_many(keys, rows[:, ::-1], seconds=0.5, scope="s") == 300
+    assert cache.flush()
+    table = np.empty_like(rows)
+    assert all(cache.read_many(keys, table))
+    np.testing.assert_array_equal(table, rows[:, ::-1])
+    assert cache.get(keys[7]).seconds == 0.5
+    assert cache.purge("s") == 300
+    with pytest.raises(errors.InvalidArgument, match="expected 299"):
+        cache.put_many(keys[:299], rows)
+    with pytest.raises(errors.Unsupported):
+        cache.put_many(keys, "rows")

@@ -47,15 +47,6 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// The elements of a row in C order: where they are, or gathered into scratch.
-std::span<const std::byte> elements(const TensorView& row, std::vector<std::byte>& scratch) {
-  const std::size_t bytes = byte_count(row);
-  if (internal::is_plain(row, false)) return {static_cast<const std::byte*>(row.data), bytes};
-  scratch.resize(bytes);
-  internal::read_logical(row, false, 0, scratch);
-  return scratch;
-}
-
 }  // namespace
 
 MemoBatch::MemoBatch(std::unique_ptr<Impl> impl) noexcept : impl_(std::move(impl)) {}
@@ -166,7 +157,8 @@ void MemoBatch::insert(std::size_t first, std::size_t count, const TensorView& o
   for (std::size_t j = 0; j < count; ++j) {
     const std::size_t slot = self.missing_slots[first + j];
     const TensorView row = internal::row_view(output, static_cast<std::int64_t>(j));
-    TensorParts tensor{.dtype = row.dtype, .shape = row.shape, .data = elements(row, scratch)};
+    TensorParts tensor{
+        .dtype = row.dtype, .shape = row.shape, .data = internal::logical_bytes(row, scratch)};
     if (self.memo->options.codec != Codec::kRaw) {
       tensor.codec = encode(self.memo->options.codec, row.dtype, tensor.data, encoded);
       if (tensor.codec != Codec::kRaw) tensor.data = encoded;

@@ -13,6 +13,7 @@
 #include "store/cache_impl.h"
 #include "store/disk/disk.h"
 #include "store/disk/pack.h"
+#include "view/walk.h"
 
 namespace tensorkey {
 namespace {
@@ -111,6 +112,39 @@ EntryPtr ActivationCache::insert(const EntryParts& parts, std::uint64_t scope) {
   EntryPtr entry = impl_->tiers.keep(parts, scope);
   if (entry) impl_->write(entry, scope, kForever);
   return entry;
+}
+
+std::size_t ActivationCache::insert_rows(std::span<const Key> keys, const TensorView& rows,
+                                         double seconds, std::uint64_t scope) {
+  check_view(rows, "ActivationCache::insert_rows");
+  if (rows.shape.empty() || static_cast<std::size_t>(rows.shape[0]) != keys.size()) {
+    invalid("::insert_rows] the rows are not as many as the keys; expected " +
+            std::to_string(keys.size()) + " along the first dim");
+  }
+  if (!rows.dtype_params.empty()) {
+    throw Error(ErrorCode::kUnsupported, "[ActivationCache::insert_rows] an entry cannot hold " +
+                                             std::string(to_string(rows.dtype)));
+  }
+  constexpr std::size_t kPart = 256;  // entries that are written together
+  std::vector<EntryPtr> entries;
+  entries.reserve(std::min(keys.size(), kPart));
+  std::vector<std::byte> scratch;
+  std::size_t accepted = 0;
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    const TensorView row = internal::row_view(rows, static_cast<std::int64_t>(i));
+    const TensorParts tensor{
+        .dtype = row.dtype, .shape = row.shape, .data = internal::logical_bytes(row, scratch)};
+    EntryPtr entry =
+        impl_->tiers.keep({.key = keys[i], .seconds = seconds, .tensors = {&tensor, 1}}, scope);
+    if (entry) entries.push_back(std::move(entry));
+    if (entries.size() < kPart && i + 1 < keys.size()) continue;
+    accepted += entries.size();
+    if (internal::Store* const store = impl_->tiers.store()) {
+      store->put(entries, scope, impl_->tiers.secret(std::nullopt), kForever);
+    }
+    entries.clear();
+  }
+  return accepted;
 }
 
 bool ActivationCache::load(std::span<const std::byte> encoded, std::uint64_t scope,

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include <tensorkey/view.h>
 
@@ -40,6 +41,17 @@ struct PlainRows {
 // are multiples of the item size and stay inside the view.
 void read_logical(const TensorView& view, bool canonical, std::size_t offset,
                   std::span<std::byte> out) noexcept;
+
+// The logical bytes of the whole view: where they lie, if they do in one piece, else gathered in
+// `scratch`.
+[[nodiscard]] inline std::span<const std::byte> logical_bytes(const TensorView& view,
+                                                              std::vector<std::byte>& scratch) {
+  const std::size_t bytes = byte_count(view);
+  if (is_plain(view, false)) return {static_cast<const std::byte*>(view.data), bytes};
+  scratch.resize(bytes);
+  read_logical(view, false, 0, scratch);
+  return scratch;
+}
 
 // Whether the logical bytes of the view are exactly `bytes`. REQUIRES: logical bytes of a view of
 // the same dtype and total length, as walk gives them for the same `canonical`.

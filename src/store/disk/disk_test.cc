@@ -121,6 +121,36 @@ TEST(Disk, ValuesAreReadIntoTheCallersMemory) {
   }
 }
 
+TEST(Disk, RowsOfATableAreEntriesOfTheirOwn) {
+  const Folder folder;
+  std::vector<float> values(300 * 8);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i);
+  const std::array<std::int64_t, 2> shape{300, 8};
+  const TensorView rows = view(values.data(), shape);
+  std::vector<Key> keys(300);
+  for (std::size_t i = 0; i < keys.size(); ++i) keys[i] = key_of(i);
+  {
+    ActivationCache cache(on_disk(folder));
+    EXPECT_EQ(cache.insert_rows(keys, rows, 0.5, 7), 300U);
+    EXPECT_THROW(cache.insert_rows(std::span(keys).first(299), rows), Error);
+    EXPECT_THROW(cache.insert_rows(keys, view(values.data(), std::span(shape).first(0))), Error);
+    EXPECT_EQ(cache.insert_rows({}, view(values.data(), std::array<std::int64_t, 2>{0, 8})), 0U);
+  }
+  ActivationCache cache(on_disk(folder));
+  std::vector<float> out(values.size());
+  std::array<bool, 300> found{};
+  cache.read(keys, std::as_writable_bytes(std::span(out)), found);
+  EXPECT_TRUE(std::ranges::all_of(found, [](bool each) { return each; }));
+  EXPECT_EQ(out, values);
+  const EntryPtr entry = cache.find(keys[299]);
+  EXPECT_EQ(entry->seconds(), 0.5);
+  EXPECT_TRUE(std::ranges::equal(entry->tensor(0).shape, std::array<std::int64_t, 1>{8}));
+  EXPECT_EQ(cache.purge(7), 300U);
+  ActivationCache memory({.memory = kMiB});
+  EXPECT_EQ(memory.insert_rows(keys, rows), 300U);
+  EXPECT_TRUE(memory.find(keys[299]));
+}
+
 TEST(Disk, RemovedEntriesStayRemoved) {
   const Folder folder;
   {
