@@ -52,7 +52,7 @@ std::unique_ptr<Index> open_existing(const DiskContext& context) {
 // its head, and stays open: a writer that still has it is noticed by its lock.
 void restore_segment(Index& index, const SegmentFiles::File& file, std::uint64_t size,
                      std::uint64_t limit) {
-  const std::size_t part = rows_per_commit(limit);
+  const std::size_t part = rows_per_commit(limit, index.length());
   std::size_t rows = 0;
   std::optional<Index::Write> write(std::in_place, index);
   index.add_segment(file.mark, size, kSegmentHead, file.id);
@@ -201,10 +201,15 @@ std::uint64_t log_bytes(std::uint64_t limit) noexcept {
   return std::clamp<std::uint64_t>(limit / 48, std::uint64_t{224} << 10, std::uint64_t{32} << 20);
 }
 
-std::size_t rows_per_commit(std::uint64_t limit) noexcept {
+std::size_t rows_per_commit(std::uint64_t limit, std::uint64_t index_length) noexcept {
   constexpr std::size_t kMost = 16'384;
+  constexpr std::uint64_t kRowBytes = 512;  // more than a new row takes on average
+  // A page is in the log once, however many of its rows a commit changes.
+  const std::uint64_t all = index_length + index_length / 16 + Index::growth(0);
   std::size_t rows = kMost;
-  while (rows > 1 && Index::growth(rows) > log_bytes(limit)) rows -= (rows + 7) / 8;
+  while (rows > 1 && std::min(Index::growth(rows), all + rows * kRowBytes) > log_bytes(limit)) {
+    rows -= (rows + 7) / 8;
+  }
   return rows;
 }
 

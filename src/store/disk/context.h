@@ -80,7 +80,7 @@ void replace_index(DiskContext& context, const Index& damaged);
 // The size at which SQLite's log is cut back. Twice as much of the limit is the log's, whatever it
 // takes now, so that no commit has to look for room: what one may write is as much again.
 [[nodiscard]] std::uint64_t log_bytes(std::uint64_t limit) noexcept;
-// Rows that one transaction may change.
-[[nodiscard]] std::size_t rows_per_commit(std::uint64_t limit) noexcept;
+// Rows of an index of this length that one transaction may change.
+[[nodiscard]] std::size_t rows_per_commit(std::uint64_t limit, std::uint64_t index_length) noexcept;
 
 }  // namespace tensorkey::internal

@@ -244,6 +244,11 @@ std::uint64_t Index::file_bytes() {
 
 std::uint64_t Index::log_bytes() const { return impl_->database->log_bytes(); }
 
+std::uint64_t Index::length() {
+  const std::int64_t pages = impl_->number(impl_->select_pages, "Index::length");
+  return static_cast<std::uint64_t>(pages) * kIndexPage;
+}
+
 // --- Upkeep
 
 bool Index::vacuum(int pages) {

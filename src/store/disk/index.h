@@ -135,6 +135,7 @@ class Index {
   // been moved; and the part of it that the index is still going to grow then.
   [[nodiscard]] std::uint64_t file_bytes();
   [[nodiscard]] std::uint64_t unwritten_bytes();
+  [[nodiscard]] std::uint64_t length();  // of the index, whether it is in the log or not
   [[nodiscard]] std::uint64_t log_bytes() const;
 
   // --- Writing. REQUIRES: a Write of this index is open.

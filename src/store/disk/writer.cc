@@ -197,7 +197,7 @@ void Writer::write_items(Index& index, Batch& batch, Items& items) {
     }
     std::size_t count = 0;
     std::uint64_t bytes = 0;
-    const std::size_t most = rows_per_commit(settings_.limit);
+    const std::size_t most = rows_per_commit(settings_.limit, index.length());
     while (count < items.size() && count < most) {
       bytes += batch.items[items[count]].length;
       if (bytes > segment_->left()) break;
@@ -326,7 +326,7 @@ std::size_t Writer::purge(std::uint64_t scope) {
   guarded([&](Index& index) {
     settings_ = index.settings();
     // In parts, so that others can write in between and the log stays small.
-    const auto part = static_cast<std::int64_t>(rows_per_commit(settings_.limit));
+    const auto part = static_cast<std::int64_t>(rows_per_commit(settings_.limit, index.length()));
     const std::int64_t last = index.last_id();
     for (std::int64_t after = 0; after < last; after += part) {
       Index::Write write = begin(index);
@@ -348,7 +348,7 @@ void Writer::clear() {
   guarded([&](Index& index) {
     settings_ = index.settings();
     segment_.reset();
-    const std::size_t part = rows_per_commit(settings_.limit);
+    const std::size_t part = rows_per_commit(settings_.limit, index.length());
     for (const SegmentRow& row : index.segments()) {
       std::vector<IndexEntry> entries;
       bool ours = false;
@@ -423,7 +423,7 @@ void Writer::upkeep() {
   const std::lock_guard lock(mutex_);
   guarded([&](Index& index) {
     settings_ = index.settings();
-    const std::size_t rows = rows_per_commit(settings_.limit);
+    const std::size_t rows = rows_per_commit(settings_.limit, index.length());
     auto bad = bad_rows(nullptr);
     bad.resize(std::min(bad.size(), rows));
     const Usage::Report usage = context_.usage.report(rows);

@@ -222,7 +222,7 @@ void Writer::empty(Index& index, const SegmentRow& row) {
 void Writer::drain(Index& index, const SegmentRow& row) {
   erase_segment(context_.directory, row.id);
   context_.files.close(row.id);
-  const std::size_t part = rows_per_commit(settings_.limit);
+  const std::size_t part = rows_per_commit(settings_.limit, index.length());
   for (bool more = true; more;) {
     Index::Write write = begin(index);
     more = index.remove_entries(row, part) == part;
