@@ -73,7 +73,10 @@ def main() -> None:
         for paragraph in rest.strip().split("\n\n"):
             if not paragraph.startswith("    "):  # how to call the program
                 lines += [paragraph, ""]
-        how = f"{machine}, rounds {report['rounds']}" if machine else f"{report['rounds']} seeds"
+        rounds = report.get("rounds")  # of what is measured once there are none
+        how = machine or f"{rounds} seeds"
+        if machine and rounds is not None:
+            how += f", rounds {rounds}"
         lines += [f"`{path.stem}`: {how}.", ""]
         for title, rows in report["tables"].items():
             lines += table_of(title, rows)
