@@ -1,5 +1,4 @@
-// Little-endian writing into a growing buffer whose first kInline bytes need no heap. Not
-// thread-safe; the bytes are valid until the next write.
+// Little-endian values in bytes, and writing them into a growing buffer.
 #pragma once
 
 #include <algorithm>
@@ -18,6 +17,19 @@ namespace tensorkey::internal {
 static_assert(std::endian::native == std::endian::little,
               "tensors are read as they lie in memory: a big-endian host needs a swap in src/view");
 
+template <class T>
+[[nodiscard]] T load(const std::byte* from) noexcept {
+  T value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+template <class T>
+void store(std::byte* to, const T& value) noexcept {
+  std::memcpy(to, &value, sizeof value);
+}
+
+// The first kInline bytes need no heap. Not thread-safe; the bytes are valid until the next write.
 class ByteWriter {
  public:
   static constexpr std::size_t kInline = 256;

@@ -10,6 +10,7 @@
 
 #include <tensorkey/error.h>
 
+#include "base/bytes.h"
 #include "base/utf8.h"
 #include "store/entry_layout.h"
 #include "store/stored.h"
@@ -19,6 +20,7 @@ namespace tensorkey {
 using internal::kHeadBytes;
 using internal::kRecordBytes;
 using internal::kUnit;
+using internal::load;
 
 namespace {
 
@@ -29,13 +31,6 @@ namespace {
 // What the message says of a tensor: its place, because its name may be anything.
 [[noreturn]] void corrupt(std::size_t tensor, const std::string& message) {
   corrupt("tensor " + std::to_string(tensor) + ": " + message);
-}
-
-template <class T>
-T load(const std::byte* from) noexcept {
-  T value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
 }
 
 // Takes bytes off the front of the body.

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "base/bytes.h"
+
 namespace tensorkey::internal {
 namespace {
 
@@ -97,18 +99,6 @@ auto with_rule(DType dtype, bool canonical, Use&& use) noexcept {
     case DType::kFloat4E2M1FNx2: return use(TwoSmallFloats{});
     default: return use(AsIs{});
   }
-}
-
-template <class T>
-T load(const std::byte* from) noexcept {
-  T value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
-}
-
-template <class T>
-void store(std::byte* to, T value) noexcept {
-  std::memcpy(to, &value, sizeof value);
 }
 
 template <class T>

@@ -20,7 +20,11 @@ import tensorkey as tk  # noqa: E402
 from tensorkey import errors  # noqa: E402
 from tensorkey.torch import CachedLayer, tensor  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:This process .*fork:DeprecationWarning")
+# Other tests may have imported JAX, whose threads no worker here needs.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This process .*fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:os.fork.. was called:RuntimeWarning"),
+]
 METHODS = ["fork", "spawn"]
 SECRET, OTHER_SECRET = bytes(range(32)), bytes(32)
 

@@ -71,17 +71,8 @@ bool Catalog::guarded(Work&& work) {
     health_.worked();
     return true;
   } catch (const std::exception& error) {
-    health_.failed(error);
-    const auto* const known = dynamic_cast<const Error*>(&error);
-    if (known == nullptr || index_ == nullptr) return false;
-    if (known->code() == ErrorCode::kCorruption) {
-      try {
-        replace_index(context_, *index_);
-      } catch (const std::exception& again) {
-        health_.failed(again);
-      }
-    }
-    if (known->code() != ErrorCode::kUnavailable) index_.reset();
+    const std::optional<ErrorCode> code = note_failure(context_, health_, index_.get(), error);
+    if (code && *code != ErrorCode::kUnavailable) index_.reset();
     return false;
   }
 }
@@ -142,10 +133,10 @@ bool Catalog::load() {
   return loading_ && health_.usable();
 }
 
-void Catalog::locate(std::span<const Key> keys, std::span<Place> places, bool now) {
+void Catalog::locate(std::span<const Key> keys, std::span<Place> places) {
   context_.mirror.find(keys, places);
   if (std::ranges::none_of(places, unknown)) return;
-  synchronise(now);
+  synchronise(false);
   for (std::size_t i = 0; i < keys.size(); ++i) {
     if (!unknown(places[i])) continue;
     context_.mirror.find(keys.subspan(i, 1), places.subspan(i, 1));

@@ -26,9 +26,9 @@ class Catalog {
   Catalog(const Catalog&) = delete;
   Catalog& operator=(const Catalog&) = delete;
 
-  // places[i] = where keys[i] is; segment 0 if it is not there. `now`: also if it was committed by
-  // another process a moment ago.
-  void locate(std::span<const Key> keys, std::span<Place> places, bool now);
+  // places[i] = where keys[i] is; segment 0 if it is not there, or was committed by another process
+  // a moment ago.
+  void locate(std::span<const Key> keys, std::span<Place> places);
   // What the index itself says of a key; the mirror follows.
   std::optional<Place> look_up(const Key& key);
 

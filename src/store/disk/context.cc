@@ -197,6 +197,21 @@ std::string Health::text() const {
   return failing_ ? text_ : std::string();
 }
 
+std::optional<ErrorCode> note_failure(DiskContext& context, Health& health, const Index* index,
+                                      const std::exception& error) noexcept {
+  health.failed(error);
+  const auto* const known = dynamic_cast<const Error*>(&error);
+  if (known == nullptr) return std::nullopt;
+  if (known->code() == ErrorCode::kCorruption && index != nullptr) {
+    try {
+      replace_index(context, *index);
+    } catch (const std::exception& again) {
+      health.failed(again);
+    }
+  }
+  return known->code();
+}
+
 std::uint64_t log_bytes(std::uint64_t limit) noexcept {
   return std::clamp<std::uint64_t>(limit / 48, std::uint64_t{224} << 10, std::uint64_t{32} << 20);
 }

@@ -6,9 +6,11 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include <tensorkey/cache.h>
+#include <tensorkey/error.h>
 
 #include "base/fork.h"
 #include "store/disk/directory.h"
@@ -76,6 +78,11 @@ inline constexpr std::chrono::milliseconds kIndexPatience(20);
 // After kCorruption: sets aside the file that this connection has, unless somebody did so already,
 // and makes a new one. Throws as open_index.
 void replace_index(DiskContext& context, const Index& damaged);
+
+// Counts the failure of an index, and has one that is damaged replaced. `index`: the connection, or
+// null. Returns the code of an Error.
+std::optional<ErrorCode> note_failure(DiskContext& context, Health& health, const Index* index,
+                                      const std::exception& error) noexcept;
 
 // The size at which SQLite's log is cut back. Twice as much of the limit is the log's, whatever it
 // takes now, so that no commit has to look for room: what one may write is as much again.

@@ -25,17 +25,7 @@
 
 #include <tensorkey/error.h>
 
-namespace {
-std::atomic<std::uint32_t> magic_for_all{0};
-}  // namespace
-
-// In front of the C library's: no test can mount a network file system.
-extern "C" int fstatfs(int file, struct statfs* about) noexcept {
-  const long result = ::syscall(SYS_fstatfs, file, about);
-  const std::uint32_t magic = magic_for_all;
-  if (result == 0 && magic != 0) about->f_type = static_cast<std::int32_t>(magic);
-  return static_cast<int>(result);
-}
+#include "store/disk/disk_test_statfs.h"
 
 namespace tensorkey::internal {
 namespace {

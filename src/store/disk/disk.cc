@@ -28,7 +28,7 @@ DiskTier::DiskTier(const CacheOptions& options)
 DiskTier::Order DiskTier::in_order(std::span<const Key> keys) {
   Order order{.places = std::vector<Place>(keys.size()),
               .positions = std::vector<std::size_t>(keys.size())};
-  catalog_.locate(keys, order.places, false);
+  catalog_.locate(keys, order.places);
   std::iota(order.positions.begin(), order.positions.end(), std::size_t{0});
   std::ranges::sort(order.positions, {}, [&](std::size_t i) {
     return std::pair(order.places[i].segment, order.places[i].offset);
@@ -78,7 +78,7 @@ void DiskTier::find_one(const Key& key, const Secret& secret, Take take) {
   }
   Place place;
   SegmentFiles::FilePtr file;
-  catalog_.locate({&key, 1}, {&place, 1}, false);
+  catalog_.locate({&key, 1}, {&place, 1});
   std::optional<double> cost;
   if (place.segment != 0) cost = find_at(key, place, file, secret, taken);
   if (!cost) {
@@ -230,7 +230,7 @@ void DiskTier::read(std::span<const Key> keys, std::span<std::byte> out, std::sp
 bool DiskTier::contains(const Key& key) {
   if (writer_.queue().contains(key)) return true;
   Place place;
-  catalog_.locate({&key, 1}, {&place, 1}, false);
+  catalog_.locate({&key, 1}, {&place, 1});
   if (place.segment == 0) return false;
   SegmentFiles::FilePtr file;
   RecordHead head;

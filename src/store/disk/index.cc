@@ -225,9 +225,7 @@ std::uint64_t Index::Impl::main_bytes() const noexcept {
 }
 
 std::uint64_t Index::unwritten_bytes() {
-  const std::int64_t pages = impl_->number(impl_->select_pages, "Index::unwritten_bytes");
-  const std::uint64_t complete =
-      static_cast<std::uint64_t>(std::max<std::int64_t>(pages, 0)) * kIndexPage;
+  const std::uint64_t complete = length();
   return complete - std::min(complete, impl_->main_bytes());
 }
 
@@ -246,7 +244,7 @@ std::uint64_t Index::log_bytes() const { return impl_->database->log_bytes(); }
 
 std::uint64_t Index::length() {
   const std::int64_t pages = impl_->number(impl_->select_pages, "Index::length");
-  return static_cast<std::uint64_t>(pages) * kIndexPage;
+  return static_cast<std::uint64_t>(std::max<std::int64_t>(pages, 0)) * kIndexPage;
 }
 
 // --- Upkeep

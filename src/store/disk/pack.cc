@@ -16,6 +16,7 @@
 
 #include <tensorkey/error.h>
 
+#include "base/bytes.h"
 #include "digest/xxh3.h"
 #include "store/entry_layout.h"
 
@@ -36,18 +37,6 @@ struct PackHead {
   std::uint64_t length = 0;  // of the file
   SegmentMark mark{};
 };
-
-template <class T>
-T load(const std::byte* from) noexcept {
-  T value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
-}
-
-template <class T>
-void store(std::byte* to, const T& value) noexcept {
-  std::memcpy(to, &value, sizeof value);
-}
 
 void write_head(const PackHead& head, std::span<std::byte, kPackHead> out) noexcept {
   std::ranges::fill(out, std::byte{0});

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "base/bytes.h"
 #include "digest/xxh3.h"
 #include "store/disk/segment.h"
 #include "store/entry_layout.h"
@@ -19,18 +20,6 @@ constexpr std::string_view kRecordMagic = "TKRD";
 constexpr std::uint8_t kVersion = 1;
 constexpr std::uint64_t kLeastEntry = rounded_up(kHeadBytes + seal_bytes(false), kUnit);
 constexpr std::uint64_t kMostBytes = std::uint64_t{1} << 36;  // as far as a Place can tell
-
-template <class T>
-T load(const std::byte* from) noexcept {
-  T value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
-}
-
-template <class T>
-void store(std::byte* to, const T& value) noexcept {
-  std::memcpy(to, &value, sizeof value);
-}
 
 bool has_magic(const std::byte* bytes, std::string_view magic) noexcept {
   return std::memcmp(bytes, magic.data(), magic.size()) == 0;

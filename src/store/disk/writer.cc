@@ -151,18 +151,10 @@ bool Writer::guarded(Work&& work) {
     health_.worked();
     return true;
   } catch (const std::exception& error) {
-    health_.failed(error);
-    const auto* const known = dynamic_cast<const Error*>(&error);
-    if (known != nullptr && known->code() == ErrorCode::kCorruption && index_ != nullptr) {
-      try {
-        replace_index(context_, *index_);
-      } catch (const std::exception& again) {
-        health_.failed(again);
-      }
-    }
-    if (known != nullptr && known->code() == ErrorCode::kExhausted) give_back();
+    const std::optional<ErrorCode> code = note_failure(context_, health_, index_.get(), error);
+    if (code == ErrorCode::kExhausted) give_back();
     // A lock that others hold says nothing about the connection.
-    if (known == nullptr || known->code() != ErrorCode::kUnavailable) {
+    if (code != ErrorCode::kUnavailable) {
       index_.reset();
       segment_.reset();
     }
