@@ -95,6 +95,20 @@ struct Structure {
 TENSORKEY_EXPORT Key structure_key(const TensorView& view, const Structure& structure = {},
                                    const KeyOptions& options = {});
 
+// Keys of the caller's own (kind 5): a name or a number in place of content. The three types never
+// collide: the int 1, the text "1" and the byte '1' have different keys.
+struct OwnId {
+  enum class Type : std::uint8_t { kInt = 1, kText = 2, kBytes = 3 };
+  Type type = Type::kText;
+  std::string_view data;  // kInt: decimal ASCII as std::to_string writes it; kText: UTF-8
+};
+
+// out[i] = the key of ids[i]. No option but scope and secret counts. Throws kInvalidArgument for
+// text that is not UTF-8, for an int that is not in its one decimal form ("-1", "0", no plus, no
+// leading zeros), and unless the sizes agree.
+TENSORKEY_EXPORT void own_keys(std::span<const OwnId> ids, std::span<Key> out,
+                               const KeyOptions& options = {});
+
 }  // namespace tensorkey
 
 template <>

@@ -70,11 +70,15 @@ class TENSORKEY_EXPORT MemoBatch {
   // A row that is known (a hit, or one inserted): it tells dtype and shape. Null if there is none.
   [[nodiscard]] const Entry* example() const noexcept;
 
-  // output[j] is the answer to row missing()[first + j], for j < count; output may have more rows
-  // (padding). They are copied, kept for assemble(), and offered to the store; seconds is the time
-  // the whole chunk took. Throws kInvalidArgument unless output has rank 1 or more and count rows,
-  // and unless its rows have the dtype and shape of the rows already known.
-  void insert(std::size_t first, std::size_t count, const TensorView& output, double seconds);
+  // outputs[k][j] is leaf k of the answer to row missing()[first + j], for j < count; an output may
+  // have more rows (padding). They are copied, kept for assemble(), and offered to the store;
+  // seconds is the time the whole chunk took. Throws kInvalidArgument unless each output has rank 1
+  // or more and count rows, and unless rows have the leaves, dtypes and shapes of those already
+  // known. A row may have no leaf at all.
+  // `inputs`, of a batch looked up by the caller's own keys: content keys of the `count` rows, kept
+  // with the entries; or empty.
+  void insert(std::size_t first, std::size_t count, std::span<const TensorView> outputs,
+              double seconds, std::span<const Key> inputs = {});
 
   // The computation failed: who waits for rows of this batch gets `error`, nothing is stored, and
   // the next caller tries again. A batch that is dropped instead hands its rows over to who waits.
@@ -87,9 +91,16 @@ class TENSORKEY_EXPORT MemoBatch {
   enum class Wait : std::uint8_t { kDone, kMore, kTimeout };
   Wait wait(double seconds = -1);
 
-  // Writes rows() * bytes-of-a-row bytes. Throws kInvalidArgument if a missing row was not
-  // inserted, if rows differ in dtype or shape, or unless out has exactly the size.
-  void assemble(std::span<std::byte> out) const;
+  // Writes rows() * bytes-of-a-row bytes of leaf k into outs[k]. Throws kInvalidArgument if
+  // a missing row was not inserted, if rows differ in leaves, dtype or shape, or unless each out
+  // has exactly the size.
+  void assemble(std::span<const std::span<std::byte>> outs) const;
+
+  // The entry of a row of the batch. REQUIRES: it is known.
+  [[nodiscard]] const Entry& entry(std::size_t row) const noexcept;
+  // Whether the row was known before any of this batch was computed. A row that another one of the
+  // batch answers is as that one.
+  [[nodiscard]] bool was_hit(std::size_t row) const noexcept;
 
  private:
   friend class Memo;
@@ -102,6 +113,10 @@ struct MemoOptions {
   Codec codec = Codec::kRaw;  // how answers are kept; lossy ones are rounded before the first use
 };
 
+// What computed rows are kept for. Pending ones go to memory alone, where this process may hit
+// them; settle() gives them to the tiers below memory, or takes them back.
+enum class Keep : std::uint8_t { kNow, kPending };
+
 class TENSORKEY_EXPORT Memo {
  public:
   // Several Memos may share a cache. Throws kInvalidArgument for a null one.
@@ -113,7 +128,23 @@ class TENSORKEY_EXPORT Memo {
   // The members are tensors whose first dim is the batch: one makes content keys, several make
   // tuple keys. Throws as row_keys and tuple_row_keys do; kInvalidArgument if the batch sizes
   // differ.
-  [[nodiscard]] MemoBatch lookup(std::span<const TupleMember> members, const KeyOptions& options);
+  [[nodiscard]] MemoBatch lookup(std::span<const TupleMember> members, const KeyOptions& options,
+                                 Keep keep = Keep::kNow);
+  // The same for rows that have keys already, such as the caller's own.
+  [[nodiscard]] MemoBatch lookup(std::span<const Key> keys, const KeyOptions& options,
+                                 Keep keep = Keep::kNow);
+  // Positions of the first row of each distinct key that is in no tier, ascending: neither counted
+  // nor claimed.
+  [[nodiscard]] std::vector<std::int64_t> missing(std::span<const Key> keys,
+                                                  const KeyOptions& options) const;
+
+  // Ends the wait of pending rows: true offers them to the tiers below memory, false removes them
+  // from memory too. Returns their number.
+  std::size_t settle(bool valid);
+  [[nodiscard]] std::size_t pending() const;
+  // Whether it is time to settle: 64 MiB of entries wait for a tier below memory, or 2^20 keys for
+  // none. Rows computed beyond twice that answer their own batch alone.
+  [[nodiscard]] bool pending_full() const noexcept;
 
   [[nodiscard]] MemoStats stats() const;
   void reset_stats();
