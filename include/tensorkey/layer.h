@@ -114,6 +114,18 @@ class TENSORKEY_EXPORT LayerBypassed : public std::exception {
   std::string why_;
 };
 
+// The runner was stopped from outside, by Ctrl-C say: no failure of the layer. Whoever waits for
+// rows of the batch computes them himself.
+class TENSORKEY_EXPORT LayerAbandoned : public std::exception {
+ public:
+  explicit LayerAbandoned(std::exception_ptr cause) noexcept : cause_(std::move(cause)) {}
+  [[nodiscard]] const char* what() const noexcept override { return "the layer was stopped"; }
+  [[nodiscard]] const std::exception_ptr& cause() const noexcept { return cause_; }
+
+ private:
+  std::exception_ptr cause_;
+};
+
 // What the probe found.
 struct Verdict {
   std::uint32_t chunk = 1;
@@ -142,6 +154,7 @@ struct LayerCall {
   Digest about{};
   Digest weights{};
   bool pending = false;  // the weights were not read in this call: see LayerEngine::confirm
+  bool vouched = false;  // the runner gives stored answers, so there is nothing to probe
   std::optional<std::span<const std::uint8_t, 32>> secret = std::nullopt;
 };
 
@@ -197,6 +210,7 @@ struct LayerStats {
   double largest_deviation = 0;
   std::uint64_t pending = 0;  // rows not yet confirmed
   std::uint64_t dropped_pending = 0;
+  double seconds_frontend = 0;     // of calls, beside the layer and the parts of MemoStats
   std::optional<Verdict> verdict;  // of the last call; none yet
 };
 

@@ -16,7 +16,6 @@ NB_MODULE(_core, m) {
   tensorkey::python::init_map(m);
   tensorkey::python::init_entry(m);
   tensorkey::python::init_cache(m);
-  tensorkey::python::init_memo(m);
-  tensorkey::python::init_monitor(m);
+  tensorkey::python::init_layer(m);
   tensorkey::python::init_simulate(m);
 }

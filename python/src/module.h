@@ -11,8 +11,7 @@ void init_key(nanobind::module_& module);
 void init_map(nanobind::module_& module);
 void init_entry(nanobind::module_& module);
 void init_cache(nanobind::module_& module);
-void init_memo(nanobind::module_& module);
-void init_monitor(nanobind::module_& module);
+void init_layer(nanobind::module_& module);
 void init_simulate(nanobind::module_& module);
 
 }  // namespace tensorkey::python

@@ -1,0 +1,506 @@
+// LayerEngine and LayerAnswer: what the frontends run on, and what a cached layer counts beside.
+#include <tensorkey/layer.h>
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <tensorkey/error.h>
+
+#include "failure.h"
+#include "layer_runner.h"
+#include "module.h"
+#include "options.h"
+#include "writable.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace tensorkey::python {
+namespace {
+
+constexpr std::size_t kMostReasons = 64;
+
+using Counts = std::map<std::string, std::uint64_t>;
+
+void count(Counts& counts, const std::string& what) {
+  const bool room = counts.size() < kMostReasons || counts.contains(what);
+  ++counts[room ? what : "others"];
+}
+
+nb::dict to_dict(const Counts& counts) {
+  nb::dict result;
+  for (const auto& [what, number] : counts) result[nb::str(what.c_str())] = number;
+  return result;
+}
+
+Codec codec_of(const std::string& name) {
+  if (const std::optional<Codec> codec = codec_from_name(name)) return *codec;
+  throw Error(ErrorCode::kInvalidArgument, "[CachedLayer] codec is '" + name +
+                                               "'; expected 'raw', 'lossless', 'fp16' or 'bf16'");
+}
+
+BypassMode mode_of(const std::string& name) {
+  if (name == "auto") return BypassMode::kAuto;
+  if (name == "never") return BypassMode::kNever;
+  if (name == "always") return BypassMode::kAlways;
+  throw Error(ErrorCode::kInvalidArgument,
+              "[CachedLayer] bypass is '" + name + "'; expected 'auto', 'never' or 'always'");
+}
+
+const char* name_of(BypassMode mode) {
+  switch (mode) {
+    case BypassMode::kAuto: return "auto";
+    case BypassMode::kNever: return "never";
+    case BypassMode::kAlways: return "always";
+  }
+  return "";
+}
+
+// The engine, and what only a frontend can count. Counters are written with the GIL.
+struct Engine {
+  Engine(std::shared_ptr<ActivationCache> cache, const LayerOptions& options)
+      : core(std::move(cache), options), stores(core.cache().has_store()) {}
+
+  LayerEngine core;
+  bool stores;  // a tier below memory: calls may wait for a disk
+  Counts reasons;
+  Counts errors;
+  std::uint64_t host_copy_rows = 0;
+  std::uint64_t host_copy_bytes = 0;
+};
+
+// An answer that can be dropped before Python lets go of it: an exception keeps its frames alive,
+// and other threads wait for the rows.
+class Answer {
+ public:
+  explicit Answer(LayerAnswer answer) : answer_(std::move(answer)) {}
+  [[nodiscard]] LayerAnswer& get() {
+    if (!answer_) throw Error(ErrorCode::kInvalidArgument, "[LayerAnswer] the answer is closed");
+    return *answer_;
+  }
+  void close() noexcept { answer_.reset(); }
+
+ private:
+  std::optional<LayerAnswer> answer_;
+};
+
+Digest digest_of(const nb::bytes& bytes, const char* what) {
+  if (bytes.size() != sizeof(Digest)) {
+    throw Error(ErrorCode::kInvalidArgument, std::string("[LayerEngine] ") + what + " has " +
+                                                 std::to_string(bytes.size()) +
+                                                 " bytes; expected exactly 32");
+  }
+  Digest digest;
+  std::memcpy(digest.data(), bytes.c_str(), digest.size());
+  return digest;
+}
+
+// The rows of a call, borrowed from Python objects.
+class Rows {
+ public:
+  // Either tensors with their paths or ids: None, or a list of str, bytes and int.
+  Rows(const nb::sequence& tensors, const nb::sequence& paths, nb::handle ids, bool secret) {
+    if (!ids.is_none()) {
+      add_ids(ids);
+      return;
+    }
+    std::size_t count = 0;
+    const std::size_t given = nb::len(paths);
+    for (const nb::handle tensor : tensors) {
+      if (count == given) break;
+      members_.add(nb::cast<std::string>(paths[count++]), tensor.ptr());
+    }
+    if (count != given || nb::len(tensors) != count) {
+      throw Error(ErrorCode::kInvalidArgument, "[LayerEngine] " + std::to_string(nb::len(tensors)) +
+                                                   " tensors, but " + std::to_string(given) +
+                                                   " paths; expected one path a tensor");
+    }
+    static_cast<void>(secret);
+  }
+
+  void fill(LayerCall& call) {
+    if (ids_.empty()) {
+      call.members = members_.members();
+    } else {
+      call.ids = ids_;
+    }
+  }
+  [[nodiscard]] std::size_t bytes() const noexcept { return members_.bytes(); }
+
+ private:
+  void add_ids(nb::handle ids) {
+    const std::size_t number = nb::len(ids);
+    texts_.reserve(number);
+    for (const nb::handle id : ids) {
+      PyObject* object = id.ptr();
+      if (PyUnicode_Check(object)) {
+        Py_ssize_t size = 0;
+        const char* text = PyUnicode_AsUTF8AndSize(object, &size);
+        if (text == nullptr) throw nb::python_error();
+        add(OwnId::Type::kText, {text, static_cast<std::size_t>(size)});
+      } else if (PyBytes_Check(object)) {
+        add(OwnId::Type::kBytes,
+            {PyBytes_AS_STRING(object), static_cast<std::size_t>(PyBytes_GET_SIZE(object))});
+      } else if (PyLong_Check(object) && !PyBool_Check(object)) {
+        add(OwnId::Type::kInt, nb::cast<std::string>(nb::str(id)));
+      } else {
+        throw Error(ErrorCode::kUnsupported, "[CachedLayer] an id is a " +
+                                                 std::string(Py_TYPE(object)->tp_name) +
+                                                 "; expected str, bytes or int");
+      }
+    }
+    for (std::size_t i = 0; i < texts_.size(); ++i) {
+      ids_.push_back({.type = types_[i], .data = texts_[i]});
+    }
+  }
+  void add(OwnId::Type type, std::string_view text) {
+    types_.push_back(type);
+    texts_.emplace_back(text);
+  }
+
+  BorrowedMembers members_;
+  std::vector<OwnId::Type> types_;
+  std::vector<std::string> texts_;
+  std::vector<OwnId> ids_;
+};
+
+struct CallParts {
+  const nb::sequence& tensors;
+  const nb::sequence& paths;
+  nb::handle ids;
+  const nb::bytes& about;
+  const nb::bytes& weights;
+  nb::handle secret;
+};
+
+LayerCall call_of(Rows& rows, const CallParts& parts) {
+  LayerCall call{.about = digest_of(parts.about, "about"),
+                 .weights = digest_of(parts.weights, "weights")};
+  call.secret = key_options(nb::bytes("", 0), parts.secret, false, "LayerEngine").secret;
+  rows.fill(call);
+  return call;
+}
+
+Answer answer(Engine& self, const nb::sequence& tensors, const nb::sequence& paths, nb::handle ids,
+              const nb::bytes& about, const nb::bytes& weights, nb::handle secret, bool pending,
+              bool vouched, nb::handle runner) {
+  Rows rows(tensors, paths, ids, !secret.is_none());
+  LayerCall call = call_of(rows, {tensors, paths, ids, about, weights, secret});
+  call.pending = pending;
+  call.vouched = vouched;
+  PythonRunner lent(runner);
+  try {
+    const MaybeReleaseGil release(self.stores ? kReleaseGilBytes : rows.bytes());
+    return Answer(self.core.answer(call, lent));
+  } catch (const LayerAbandoned& abandoned) {
+    std::rethrow_exception(abandoned.cause());
+  }
+}
+
+std::vector<std::int64_t> missing(Engine& self, const nb::sequence& tensors,
+                                  const nb::sequence& paths, nb::handle ids, const nb::bytes& about,
+                                  const nb::bytes& weights, nb::handle secret) {
+  Rows rows(tensors, paths, ids, !secret.is_none());
+  const LayerCall call = call_of(rows, {tensors, paths, ids, about, weights, secret});
+  const MaybeReleaseGil release(self.stores ? kReleaseGilBytes : rows.bytes());
+  return self.core.missing(call);
+}
+
+std::optional<nb::bytes> scope(Engine& self, const nb::sequence& tensors, const nb::sequence& paths,
+                               nb::handle ids, const nb::bytes& about, const nb::bytes& weights) {
+  Rows rows(tensors, paths, ids, false);
+  const auto found =
+      self.core.scope(call_of(rows, {tensors, paths, ids, about, weights, nb::none()}));
+  if (!found) return std::nullopt;
+  return nb::bytes(reinterpret_cast<const char*>(found->data()), found->size());
+}
+
+nb::tuple leaves(Answer& self) {
+  const auto shapes = self.get().leaves();
+  nb::object result = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(shapes.size())));
+  for (std::size_t i = 0; i < shapes.size(); ++i) {
+    const LeafShape& leaf = shapes[i];
+    nb::object dims = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(leaf.shape.size())));
+    for (std::size_t d = 0; d < leaf.shape.size(); ++d) {
+      PyTuple_SET_ITEM(dims.ptr(), static_cast<Py_ssize_t>(d), PyLong_FromLongLong(leaf.shape[d]));
+    }
+    const std::string_view name = to_string(leaf.dtype);
+    nb::tuple item = nb::make_tuple(nb::str(name.data(), name.size()), dims, leaf.by_row);
+    PyTuple_SET_ITEM(result.ptr(), static_cast<Py_ssize_t>(i), item.release().ptr());
+  }
+  return nb::borrow<nb::tuple>(result);
+}
+
+// The memory of a tensor or buffer to be written: a PyTorch tensor exports no buffer, its memory
+// comes over DLPack, where nothing is read-only.
+class Destination {
+ public:
+  explicit Destination(nb::handle object) {
+    if (PyObject_CheckBuffer(object.ptr()) != 0) {
+      buffer_.emplace(object);
+      bytes_ = buffer_->bytes();
+      return;
+    }
+    tensor_.emplace(object.ptr());
+    const TensorView& view = tensor_->view();
+    const std::size_t size = checked_bytes(view, "LayerAnswer.assemble");
+    std::int64_t contiguous = static_cast<std::int64_t>(item_size(view.dtype));
+    for (std::size_t i = view.strides.size(); i-- > 0;) {
+      if (view.shape[i] > 1 && view.strides[i] * view.stride_unit != contiguous) {
+        throw Error(ErrorCode::kInvalidArgument,
+                    "[LayerAnswer.assemble] the destination is not C-contiguous");
+      }
+      contiguous *= view.shape[i];
+    }
+    if (tensor_->framework() != Framework::kTorch || tensor_->host_copy()) {
+      throw Error(
+          ErrorCode::kUnsupported,
+          "[LayerAnswer.assemble] expected a PyTorch tensor on the CPU or a writable buffer");
+    }
+    bytes_ = {const_cast<std::byte*>(static_cast<const std::byte*>(view.data)), size};
+  }
+  [[nodiscard]] std::span<std::byte> bytes() const noexcept { return bytes_; }
+
+ private:
+  std::optional<Writable> buffer_;
+  std::optional<Borrowed> tensor_;
+  std::span<std::byte> bytes_;
+};
+
+void assemble(Answer& self, const nb::sequence& destinations) {
+  const LayerAnswer& answer = self.get();
+  std::vector<std::unique_ptr<Destination>> held;
+  std::vector<std::span<std::byte>> outs;
+  std::size_t bytes = 0;
+  for (const nb::handle destination : destinations) {
+    held.push_back(std::make_unique<Destination>(destination));
+    outs.push_back(held.back()->bytes());
+    bytes += outs.back().size();
+  }
+  const MaybeReleaseGil release(bytes);
+  answer.assemble(outs);
+}
+
+void add_memo(nb::dict& result, const MemoStats& stats) {
+  result["batches"] = stats.batches;
+  result["lookups"] = stats.lookups;
+  result["hits"] = stats.hits;
+  result["duplicates"] = stats.duplicates;
+  result["waits"] = stats.waits;
+  result["misses"] = stats.misses;
+  result["misses_new"] = stats.misses_new;
+  result["misses_evicted"] = stats.misses_evicted;
+  result["misses_expired"] = stats.misses_expired;
+  result["padded_rows"] = stats.padded_rows;
+  result["rejections"] = stats.rejections;
+  result["bytes_read"] = stats.bytes_read;
+  result["seconds_saved"] = stats.seconds_saved;
+  result["seconds_spent"] = stats.seconds_spent;
+  result["seconds_digest"] = stats.seconds_digest;
+  result["seconds_lookup"] = stats.seconds_lookup;
+  result["seconds_insert"] = stats.seconds_insert;
+  result["seconds_copy"] = stats.seconds_copy;
+}
+
+void add_bypass(nb::dict& result, const Engine& self, const BypassReport& report, BypassMode mode) {
+  const std::string told = std::string("bypass='") + name_of(mode) + "'";
+  result["decision"] = mode == BypassMode::kAuto ? report.decision : told;
+  Counts reasons = self.reasons;
+  if (report.aside > 0) reasons["bypass='auto' stepped aside"] += report.aside;
+  if (report.always > 0) reasons["bypass='always'"] += report.always;
+  if (report.disabled > 0) reasons["tensorkey.disabled()"] += report.disabled;
+  if (report.environment > 0) reasons["TENSORKEY_DISABLE is set"] += report.environment;
+  result["bypasses"] = to_dict(reasons);
+}
+
+nb::dict stats(Engine& self) {
+  nb::dict result;
+  add_memo(result, self.core.memo().stats());
+  const LayerStats layer = self.core.stats();
+  result["probe_runs"] = layer.probe_runs;
+  result["verified"] = layer.verified;
+  result["deviating"] = layer.deviating;
+  result["largest_deviation"] = layer.largest_deviation;
+  result["pending"] = layer.pending;
+  result["dropped_pending"] = layer.dropped_pending;
+  result["seconds_frontend"] = layer.seconds_frontend;
+  if (layer.verdict) {
+    result["chunk"] = layer.verdict->chunk;
+    result["probe"] = layer.verdict->text;
+  }
+  result["host_copy_rows"] = self.host_copy_rows;
+  result["host_copy_bytes"] = self.host_copy_bytes;
+  add_bypass(result, self, self.core.bypass().report(), self.core.bypass().mode());
+  result["errors"] = to_dict(self.errors);
+  nb::list said;
+  for (const std::string& hint : self.core.hints()) said.append(hint);
+  result["hints"] = said;
+  return result;
+}
+
+void reset(Engine& self) {
+  self.core.reset_stats();
+  self.reasons.clear();
+  self.errors.clear();
+  self.host_copy_rows = self.host_copy_bytes = 0;
+}
+
+// An open tensorkey.disabled().
+struct Switch {
+  std::optional<Disabled> held;
+};
+
+void init_answer(nb::module_& m) {
+  nb::class_<Answer>(
+      m, "LayerAnswer",
+      "The answer to one batch, all rows known; for one thread. On the way out of a\n"
+      "`with` block it lets go of them.")
+      .def_prop_ro(
+          "rows", [](Answer& self) { return self.get().rows(); }, "Rows of the batch.")
+      .def_prop_ro(
+          "hits", [](Answer& self) { return self.get().hits(); }, "Rows not run.")
+      .def_prop_ro(
+          "rows_run", [](Answer& self) { return self.get().rows_run(); },
+          "Rows run, padding included.")
+      .def_prop_ro(
+          "form",
+          [](Answer& self) {
+            const std::string_view form = self.get().form();
+            return nb::bytes(form.data(), form.size());
+          },
+          "How the layer's output is made of the leaves: what the runner gave.")
+      .def_prop_ro("leaves", &leaves,
+                   nb::sig("def leaves(self) -> tuple[tuple[str, tuple[int, ...], bool], ...]"),
+                   "For each leaf the name of its dtype, its shape and whether it is by row.")
+      .def_prop_ro(
+          "deviation",
+          [](Answer& self) {
+            const Deviation& found = self.get().deviation();
+            return nb::make_tuple(found.rows, found.largest, found.where);
+          },
+          nb::sig("def deviation(self) -> tuple[int, float, str]"),
+          "Of the hits that were computed again: how many differ, by how much, in which leaf.")
+      .def("assemble", &assemble, "destinations"_a,
+           nb::sig("def assemble(self, destinations: collections.abc.Sequence[object]) -> None"),
+           "Write each leaf, rows in the order of the batch, into a C-contiguous tensor or buffer.")
+      .def(
+          "finish", [](Answer& self, double seconds) { self.get().finish(seconds); }, "seconds"_a,
+          "Report the call: the seconds that it took in all.")
+      .def(
+          "__enter__", [](nb::handle self) { return nb::borrow(self); },
+          nb::sig("def __enter__(self) -> LayerAnswer"))
+      .def(
+          "__exit__", [](Answer& self, const nb::args&) { self.close(); },
+          nb::sig("def __exit__(self, *exception: object) -> None"));
+}
+
+constexpr const char* kAnswerSignature =
+    "def answer(self, tensors: collections.abc.Sequence[object], "
+    "paths: collections.abc.Sequence[str], "
+    "ids: collections.abc.Sequence[str | bytes | int] | None, about: bytes, weights: bytes, "
+    "secret: bytes | None, pending: bool, vouched: bool, runner: object) -> LayerAnswer";
+constexpr const char* kMissingSignature =
+    "def missing(self, tensors: collections.abc.Sequence[object], "
+    "paths: collections.abc.Sequence[str], "
+    "ids: collections.abc.Sequence[str | bytes | int] | None, about: bytes, weights: bytes, "
+    "secret: bytes | None) -> list[int]";
+constexpr const char* kScopeSignature =
+    "def scope(self, tensors: collections.abc.Sequence[object], "
+    "paths: collections.abc.Sequence[str], "
+    "ids: collections.abc.Sequence[str | bytes | int] | None, about: bytes, weights: bytes) "
+    "-> bytes | None";
+
+void init_engine(nb::module_& m) {
+  nb::class_<Engine>(m, "LayerEngine", "The engine of one cached layer over a cache. Thread-safe.")
+      .def(
+          "__init__",
+          [](Engine* self, std::shared_ptr<ActivationCache> cache, std::uint32_t chunk,
+             bool rows_are_batches, bool probe, bool accept_slot, double verify, double tolerance,
+             const std::string& codec, const std::string& bypass) {
+            new (self) Engine(std::move(cache), {.chunk = chunk,
+                                                 .rows_are_batches = rows_are_batches,
+                                                 .probe = probe,
+                                                 .accept_slot = accept_slot,
+                                                 .verify = verify,
+                                                 .tolerance = tolerance,
+                                                 .codec = codec_of(codec),
+                                                 .bypass = mode_of(bypass)});
+          },
+          "cache"_a, nb::kw_only(), "chunk"_a = 0, "rows_are_batches"_a = false, "probe"_a = true,
+          "accept_slot"_a = false, "verify"_a = 0.0, "tolerance"_a = 0.0, "codec"_a = "raw",
+          "bypass"_a = "auto")
+      .def("answer", &answer, "tensors"_a, "paths"_a, "ids"_a.none(), "about"_a, "weights"_a,
+           "secret"_a.none(), "pending"_a, "vouched"_a, "runner"_a, nb::sig(kAnswerSignature),
+           "Answer a batch: rows of tensors that share their first dimension, or rows with ids.")
+      .def("missing", &missing, "tensors"_a, "paths"_a, "ids"_a.none(), "about"_a, "weights"_a,
+           "secret"_a.none(), nb::sig(kMissingSignature),
+           "Positions of rows that answer() would have to run.")
+      .def("scope", &scope, "tensors"_a, "paths"_a, "ids"_a.none(), "about"_a, "weights"_a,
+           nb::sig(kScopeSignature),
+           "The scope under which the rows are, if their plan is known to this engine.")
+      .def(
+          "confirm", [](Engine& self) { return self.core.confirm(); },
+          nb::call_guard<nb::gil_scoped_release>(), "Give pending rows to the tiers below memory.")
+      .def(
+          "drop_pending", [](Engine& self) { return self.core.drop_pending(); },
+          nb::call_guard<nb::gil_scoped_release>(), "Take pending rows back.")
+      .def_prop_ro(
+          "pending_full", [](const Engine& self) { return self.core.pending_full(); },
+          "Whether it is time for one of the two.")
+      .def(
+          "clear", [](Engine& self) { return self.core.clear(); },
+          nb::call_guard<nb::gil_scoped_release>(),
+          "Drop the entries of all scopes that this engine has used.")
+      .def(
+          "aside", [](Engine& self) { return self.core.bypass().aside(); },
+          "Whether this call is to run the layer alone; counts it if so.")
+      .def(
+          "bypass", [](Engine& self, const std::string& why) { count(self.reasons, why); },
+          "reason"_a, "Count a call that ran without the cache.")
+      .def(
+          "error", [](Engine& self, const std::string& kind) { count(self.errors, kind); },
+          "kind"_a, "Count an exception.")
+      .def(
+          "host_copy",
+          [](Engine& self, std::uint64_t rows, std::uint64_t bytes) {
+            self.host_copy_rows += rows;
+            self.host_copy_bytes += bytes;
+          },
+          "rows"_a, "bytes"_a, "Count what was copied from a device.")
+      .def_prop_rw(
+          "mode", [](Engine& self) { return name_of(self.core.bypass().mode()); },
+          [](Engine& self, const std::string& mode) { self.core.bypass().set_mode(mode_of(mode)); },
+          "\"auto\", \"never\" or \"always\".")
+      .def("stats", &stats, nb::sig("def stats(self) -> dict[str, object]"),
+           "All counters of the layer in one snapshot.")
+      .def("reset", &reset, "Set all counters to zero; what was learned stays.");
+}
+
+}  // namespace
+
+void init_layer(nb::module_& m) {
+  auto bypassed = nb::exception<LayerBypassed>(m, "Bypassed");
+  bypassed.attr("__doc__") = "The call runs without the cache; the text says why.";
+  set_bypassed_class(bypassed);
+  init_answer(m);
+  init_engine(m);
+  nb::class_<Switch>(m, "Switch", "While open, all cached layers run without their caches.")
+      .def(nb::init<>())
+      .def("open", [](Switch& self) { self.held.emplace(); })
+      .def("close", [](Switch& self) { self.held.reset(); });
+  m.def("is_disabled", &disabled,
+        "Whether caches are switched off, by disabled() or by TENSORKEY_DISABLE.");
+}
+
+}  // namespace tensorkey::python
