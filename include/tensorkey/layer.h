@@ -107,11 +107,15 @@ class TENSORKEY_EXPORT LayerRunner {
 // says why. No failure of anything.
 class TENSORKEY_EXPORT LayerBypassed : public std::exception {
  public:
-  explicit LayerBypassed(std::string why) : why_(std::move(why)) {}
+  // for_good: so it will be for every other call of the plan, which then need not try.
+  explicit LayerBypassed(std::string why, bool for_good = false)
+      : why_(std::move(why)), for_good_(for_good) {}
   [[nodiscard]] const char* what() const noexcept override { return why_.c_str(); }
+  [[nodiscard]] bool for_good() const noexcept { return for_good_; }
 
  private:
   std::string why_;
+  bool for_good_;
 };
 
 // The runner was stopped from outside, by Ctrl-C say: no failure of the layer. Whoever waits for

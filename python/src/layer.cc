@@ -110,7 +110,8 @@ Digest digest_of(const nb::bytes& bytes, const char* what) {
 class Rows {
  public:
   // Either tensors with their paths or ids: None, or a list of str, bytes and int.
-  Rows(const nb::sequence& tensors, const nb::sequence& paths, nb::handle ids, bool secret) {
+  // Throws LayerBypassed for a tensor that has no key.
+  Rows(const nb::sequence& tensors, const nb::sequence& paths, nb::handle ids) {
     if (!ids.is_none()) {
       add_ids(ids);
       return;
@@ -119,14 +120,17 @@ class Rows {
     const std::size_t given = nb::len(paths);
     for (const nb::handle tensor : tensors) {
       if (count == given) break;
-      members_.add(nb::cast<std::string>(paths[count++]), tensor.ptr());
+      try {
+        members_.add(nb::cast<std::string>(paths[count++]), tensor.ptr());
+      } catch (const Error& error) {
+        throw LayerBypassed(std::string("an input has no key: ") + error.what());
+      }
     }
     if (count != given || nb::len(tensors) != count) {
       throw Error(ErrorCode::kInvalidArgument, "[LayerEngine] " + std::to_string(nb::len(tensors)) +
                                                    " tensors, but " + std::to_string(given) +
                                                    " paths; expected one path a tensor");
     }
-    static_cast<void>(secret);
   }
 
   void fill(LayerCall& call) {
@@ -195,7 +199,7 @@ LayerCall call_of(Rows& rows, const CallParts& parts) {
 Answer answer(Engine& self, const nb::sequence& tensors, const nb::sequence& paths, nb::handle ids,
               const nb::bytes& about, const nb::bytes& weights, nb::handle secret, bool pending,
               bool vouched, nb::handle runner) {
-  Rows rows(tensors, paths, ids, !secret.is_none());
+  Rows rows(tensors, paths, ids);
   LayerCall call = call_of(rows, {tensors, paths, ids, about, weights, secret});
   call.pending = pending;
   call.vouched = vouched;
@@ -211,7 +215,7 @@ Answer answer(Engine& self, const nb::sequence& tensors, const nb::sequence& pat
 std::vector<std::int64_t> missing(Engine& self, const nb::sequence& tensors,
                                   const nb::sequence& paths, nb::handle ids, const nb::bytes& about,
                                   const nb::bytes& weights, nb::handle secret) {
-  Rows rows(tensors, paths, ids, !secret.is_none());
+  Rows rows(tensors, paths, ids);
   const LayerCall call = call_of(rows, {tensors, paths, ids, about, weights, secret});
   const MaybeReleaseGil release(self.stores ? kReleaseGilBytes : rows.bytes());
   return self.core.missing(call);
@@ -219,7 +223,7 @@ std::vector<std::int64_t> missing(Engine& self, const nb::sequence& tensors,
 
 std::optional<nb::bytes> scope(Engine& self, const nb::sequence& tensors, const nb::sequence& paths,
                                nb::handle ids, const nb::bytes& about, const nb::bytes& weights) {
-  Rows rows(tensors, paths, ids, false);
+  Rows rows(tensors, paths, ids);
   const auto found =
       self.core.scope(call_of(rows, {tensors, paths, ids, about, weights, nb::none()}));
   if (!found) return std::nullopt;
@@ -492,7 +496,12 @@ void init_engine(nb::module_& m) {
 void init_layer(nb::module_& m) {
   auto bypassed = nb::exception<LayerBypassed>(m, "Bypassed");
   bypassed.attr("__doc__") = "The call runs without the cache; the text says why.";
-  set_bypassed_class(bypassed);
+  const nb::object unsuited =
+      nb::steal(PyErr_NewException("tensorkey._core.Unsuited", bypassed.ptr(), nullptr));
+  if (!unsuited.is_valid()) throw nb::python_error();
+  unsuited.attr("__doc__") = "So do all calls like it: outputs of this layer cannot be cached.";
+  m.attr("Unsuited") = unsuited;
+  set_bypassed_classes(bypassed, unsuited);
   init_answer(m);
   init_engine(m);
   nb::class_<Switch>(m, "Switch", "While open, all cached layers run without their caches.")

@@ -16,6 +16,7 @@ namespace tensorkey::python {
 namespace {
 
 PyObject* bypassed_class = nullptr;
+PyObject* unsuited_class = nullptr;
 
 nb::list to_list(std::span<const std::int64_t> positions) {
   nb::list list;
@@ -31,7 +32,8 @@ auto guarded(Work work) {
     return work();
   } catch (nb::python_error& error) {
     if (error.matches(bypassed_class)) {
-      throw LayerBypassed(nb::cast<std::string>(nb::str(error.value())));
+      throw LayerBypassed(nb::cast<std::string>(nb::str(error.value())),
+                          error.matches(unsuited_class));
     }
     const PythonFailure failure(error);
     if (failure.is_exception()) throw failure;
@@ -80,7 +82,10 @@ std::string to_string(const nb::bytes& bytes) { return {bytes.c_str(), bytes.siz
 
 }  // namespace
 
-void set_bypassed_class(nb::handle bypassed) noexcept { bypassed_class = bypassed.ptr(); }
+void set_bypassed_classes(nb::handle bypassed, nb::handle unsuited) noexcept {
+  bypassed_class = bypassed.ptr();
+  unsuited_class = unsuited.ptr();
+}
 
 void PythonRunner::prepare(std::span<const std::int64_t> positions) {
   guarded([&] { runner_.attr("prepare")(to_list(positions)); });

@@ -20,7 +20,8 @@
 namespace tensorkey::python {
 
 // `_core.Bypassed`: what a runner raises, and answer() too, for a call to run without the cache.
-void set_bypassed_class(nanobind::handle bypassed) noexcept;
+// `_core.Unsuited`, of that class: for this call and every other like it.
+void set_bypassed_classes(nanobind::handle bypassed, nanobind::handle unsuited) noexcept;
 
 // REQUIRES: the GIL when it is made and when it is destroyed. Its methods take it themselves.
 class PythonRunner final : public LayerRunner {

@@ -1,55 +1,74 @@
-"""What the engine asks of a framework, and the layer as a probe and a miss run it."""
+"""What the engine asks of a framework."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from tensorkey import _core, errors
-from tensorkey._fingerprint import Fingerprint, Reading
-from tensorkey._probe import Gap, Inputs
+from tensorkey import _core
 
-
-class Bypass(Exception):
-    """The call runs without the cache; the text says why."""
-
-
-class Unsuited(Bypass):
-    """So will every other call: the outputs of this layer cannot be cached."""
+Bypass = _core.Bypassed
+"""The call runs without the cache; the text says why."""
+Unsuited = _core.Unsuited
+"""So do all calls like it: outputs of this layer cannot be cached."""
 
 
 class Backend(Protocol):
-    """What the engine asks of a framework."""
+    """What the engine asks of a framework, and of the layer that runs in it."""
 
     name: str
     """Of the frontend and what runs below it, such as "keras-tensorflow"."""
 
-    def run(self, inputs: Inputs) -> Any:
-        """Run the layer, no gradients recorded."""
+    # Inputs and outputs apart, see _inputs.py and _outputs.py.
+
+    def is_tensor(self, value: Any) -> bool:
+        """Whether this is a tensor of the framework."""
 
     def rows(self, tensor: Any) -> int | None:
-        """Return the batch size; None if this is not one plain tensor of rank 1 or more."""
+        """Return the first dim; None for rank 0."""
 
-    def take(self, inputs: Inputs, rows: Sequence[int]) -> Inputs:
-        """Copy rows into fresh contiguous memory."""
+    # The call.
 
-    def assemble(self, batch: _core.MemoBatch, place: Any) -> Any:
-        """Return the answer in a fresh tensor at `place`."""
+    def unfit_inputs(self, tensors: Sequence[Any]) -> str | None:
+        """Return why a batch of these tensors cannot be looked up."""
 
-    def place(self, output: Any) -> Any:
-        """Return where an output lies: its device."""
+    def unfit_layer(self) -> str | None:
+        """Return why the layer must run itself, as it is now."""
 
-    def finish(self, output: Any) -> None:
-        """Wait until an output is computed: what a layer costs would show elsewhere otherwise."""
+    def environment(self, tensor: Any, portable: bool) -> tuple[object, ...]:
+        """Return what else the bits of an answer depend on, as plain values."""
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the layer as in inference, no gradients recorded."""
+
+    def take(self, tensors: Sequence[Any], rows: Sequence[int]) -> list[Any]:
+        """Copy rows into fresh contiguous memory: never views, whose alignment changes bits."""
+
+    def copy(self, tensors: Sequence[Any]) -> list[Any]:
+        """Copy whole tensors likewise."""
+
+    def lift(self, tensor: Any) -> Any:
+        """Return a view with one more dim in front, of size 1."""
+
+    def finish(self, tensors: Sequence[Any]) -> None:
+        """Wait until outputs are computed: what a layer costs would show elsewhere otherwise."""
+
+    def allocate(self, dtype: str, shape: tuple[int, ...]) -> Any:
+        """Return memory on the host for an answer: a C-contiguous tensor or writable buffer."""
+
+    def deliver(self, memory: Any, dtype: str, shape: tuple[int, ...], device: str) -> Any:
+        """Make the memory of allocate(), filled, a tensor on a device."""
 
     def device_bytes(self, tensor: Any) -> int:
         """Return the bytes that reading a tensor copies from a device; 0 on the CPU."""
 
-    def gap(self, one: Any, other: Any) -> Gap:
-        """Compare outputs row by row, bitwise."""
+    def out_of_memory(self, error: Exception) -> bool:
+        """Whether an exception says that memory ran out."""
+
+    # The probe.
 
     def random_state(self) -> Any:
-        """Return the framework's random state, comparable by ==."""
+        """Return the framework's random state: plain values, or a nest of them."""
 
     def set_random_state(self, state: Any) -> None:
         """Put the framework's random state back."""
@@ -60,72 +79,6 @@ class Backend(Protocol):
     def restore(self, saved: Any) -> None:
         """Write the copies back."""
 
-    def out_of_memory(self, error: Exception) -> bool:
-        """Whether an exception says that memory ran out."""
 
-
-class CheckedLayer:
-    """The layer, its output checked at every run."""
-
-    def __init__(self, backend: Backend, batch: int) -> None:
-        self._backend = backend
-        self._batch = batch
-        self.runs = 0
-        self.place: Any = None
-        self.take = backend.take
-        self.gap = backend.gap
-        self.random_state = backend.random_state
-        self.set_random_state = backend.set_random_state
-
-    def run(self, inputs: Inputs) -> Any:
-        backend = self._backend
-        expected = backend.rows(inputs[0]) or 0
-        self.runs += 1
-        try:
-            output = backend.run(inputs)
-        except Exception as error:
-            if expected > self._batch and backend.out_of_memory(error):
-                raise Bypass(
-                    f"out of memory in a chunk of {expected} rows; chunk=1 needs less"
-                ) from error
-            raise
-        rows = backend.rows(output)
-        if rows is None:
-            raise Unsuited(f"its output is no single tensor: {type(output).__name__}")
-        if rows != expected:
-            raise errors.InvalidArgument(
-                f"[CachedLayer] the layer answers {expected} rows with {rows}; expected one output "
-                "row for each input row"
-            )
-        self.place = backend.place(output)
-        return output
-
-
-class LayerState:
-    """The layer's own state during a probe."""
-
-    def __init__(self, backend: Backend, fingerprint: Fingerprint, reading: Reading) -> None:
-        self._backend = backend
-        self._fingerprint = fingerprint
-        self._reading = reading
-        self._tensors = reading.tensors
-        self._saved = backend.save(reading.tensors)
-        self._digests: dict[str, bytes] = {}
-        self.changes()
-
-    def changes(self) -> list[str]:
-        old, new = self._reading, self._fingerprint.reading()
-        digests = {
-            path: _core.change_digest([tensor])
-            for path, tensor in zip(new.names, new.tensors, strict=True)
-        }
-        before = self._digests
-        changed = [path for path in digests if digests[path] != before.get(path)]
-        changed += [path for path in before if path not in digests]
-        if new is not old and new.structure != old.structure:
-            changed.append("attributes")
-        self._reading, self._digests = new, digests
-        return changed
-
-    def restore(self) -> None:
-        self._backend.restore(self._saved)
+Adapter = tuple[Callable[[Any], Any], Callable[[Any], Any]]
+"""From the output of a layer to a nest of tensors, and back."""

@@ -1,15 +1,17 @@
-"""The engine of a cached layer, shared by the frontends: what thinks, and knows no framework.
+"""The engine of a cached layer, shared by the frontends: between a framework and the core.
 
-A frontend owns a ``Backend`` (how to copy rows, run the layer, allocate an answer), asks its own
-guards whether a call may be cached at all, and hands the rest to ``Engine.call``:
+A frontend owns a ``Backend`` (how to copy rows, run the layer, allocate an answer) and a
+``Fingerprint``, asks its own guards whether a call may be cached at all, and hands the arguments
+to ``Engine.call``:
 
-    fingerprint -> plan (chunk and probe, once for each structure) -> lookup -> run the missing rows
-    in chunks -> insert -> wait for rows that other threads run -> assemble
+    arguments apart -> guards of inputs and layer -> fingerprint -> the core's engine, which looks
+    up, runs what is missing (_layer_runner.py) and stores -> output together
 
-The scope under which rows are looked up is the BLAKE3 of the canonical encoding (_encoding.py) of
+Rows are looked up under the scope of include/tensorkey/layer.h; its ``about`` is the BLAKE3 of the
+canonical encoding (_encoding.py) of
 
-    ("tensorkey layer", 1, frontend, method, "each", chunk, environment, the caller's scope,
-     codec if it is lossy, digest of the fingerprint)
+    ("tensorkey about", 1, frontend, method, rows, trim, environment, the caller's scope,
+     codec if it is lossy, digest of the structure, form of the arguments)
 
 An exception of the layer passes through unchanged, to the threads that wait for its rows too, and
 stores nothing. A failure of the cache is counted and the layer runs without it.
@@ -17,315 +19,286 @@ stores nothing. A failure of the cache is counted and the layer runs without it.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
 
 from tensorkey import _core, errors
-from tensorkey._backend import Backend, Bypass, CheckedLayer, LayerState, Unsuited
-from tensorkey._chunks import chunks, first_chunk
+from tensorkey._backend import Backend, Bypass
 from tensorkey._encoding import plain
-from tensorkey._fingerprint import Fingerprint, Reading, State
-from tensorkey._fork import renew_after_fork
+from tensorkey._exit import settle_at_exit
+from tensorkey._fingerprint import Fingerprint, State
+from tensorkey._inputs import Arguments, Signature
+from tensorkey._layer_runner import FetchingRunner, Runner
 from tensorkey._options import Options
-from tensorkey._plan import Plan, Run
-from tensorkey._probe import MAX_ROWS, Inputs, Verdict, probe
+from tensorkey._outputs import OutputForm
 from tensorkey._stats import LayerStats
 
-UNPROVEN = "unproven: probe=False"
-MAX_PLANS = 64
-MAX_SCOPES = 1 << 16
+_MAX_FORMS = 256
+_MAX_ABOUTS = 256
 
 
 class Engine:
-    """Memo, plans and counters of one cached layer. Thread-safe as its memo is."""
+    """One cached layer: its cache, its counters and what is known of its calls. Thread-safe."""
 
-    def __init__(self, backend: Backend, fingerprint: Fingerprint, options: Options) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        fingerprint: Fingerprint,
+        options: Options,
+        method: Callable[..., Any],
+        method_name: str = "forward",
+    ) -> None:
         self.options = options
         self.cache = options.make_cache()
-        self.monitor = _core.Monitor(options.bypass)
-        self._backend = backend
-        self._fingerprint = fingerprint
-        self._memo = _core.Memo(self.cache, options.codec)
+        self.backend = backend
+        self.fingerprint = fingerprint
+        self.signature = Signature(method, backend, whole=options.rows == "batch")
+        self.adapter = options.outputs
+        self.core = _core.LayerEngine(
+            self.cache,
+            chunk=0 if options.chunk == "auto" else options.chunk,
+            rows_are_batches=options.rows == "batch",
+            probe=options.probe,
+            accept_slot=options.bits == "slot",
+            verify=options.verify,
+            tolerance=options.tolerance,
+            codec=options.codec,
+            bypass=options.bypass,
+        )
         scope = options.scope
         codec = "" if options.codec in ("raw", "lossless") else options.codec
-        self._user_scope = (scope.encode() if isinstance(scope, str) else scope, codec)
-        self._scope: tuple[object, bytes] = (None, b"")
-        self._scopes: dict[bytes, None] = {}  # where others have theirs too: this layer's
-        self._plans: dict[tuple[bytes, object], Plan] = {}
-        self._last: Plan | None = None
-        self._accepted = False
-        self._chunk: int | None = None
+        self._before = ("tensorkey about", 1, backend.name, method_name, options.rows, options.trim)
+        self._after = (scope.encode() if isinstance(scope, str) else scope, codec)
+        self._abouts: dict[tuple[bytes, tuple[object, ...], bytes], bytes] = {}
+        self._forms: dict[bytes, OutputForm] = {}
         self._assumptions: dict[str, None] = {}
-        self._probe_runs = 0
-        self._settling = threading.RLock()
-        renew_after_fork(self)
+        if self.cache.has_store:
+            settle_at_exit(self)
 
-    def renew_locks(self) -> None:
-        """Forget who held them: for the child of a fork."""
-        self._settling = threading.RLock()
+    # Calls.
 
-    def reading(self) -> Reading:
-        """Return the layer as it is now: what the frontend's own guards look at.
-
-        Raises
-        ------
-        Bypass
-            It cannot be read.
-        """
-        try:
-            return self._fingerprint.reading()
-        except Exception as error:  # anything that attributes of other people's classes may raise
-            raise Bypass(f"the layer cannot be read: {type(error).__name__}: {error}") from error
-
-    def clear(self) -> None:
-        """Drop this layer's entries; the counters stay."""
-        if self.options.cache is None and self.options.disk is None:
-            self.cache.clear()  # a directory has entries of others
-        for scope in list(self._scopes):
-            self.cache.purge(scope)
-            self._scopes.pop(scope, None)
-
-    def reset_stats(self) -> None:
-        """Set the counters to zero, those of a cache of its own too."""
-        self.monitor.reset(self._memo)
-        self._probe_runs = 0
-        if self.options.cache is None:
-            self.cache.reset_stats()
-
-    def call(
-        self, inputs: Inputs, reading: Reading, environment: tuple[object, ...], start: float
-    ) -> Any:
-        """Answer a batch.
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any], start: float) -> Any:
+        """Answer a call.
 
         Parameters
         ----------
-        inputs
-            Tensors that share their first dimension, of at least one row.
-        reading
-            From reading(), in this call.
-        environment
-            Plain values: what else the bits of an answer depend on.
+        args, kwargs
+            Of the layer's method.
         start
             perf_counter() when the call began.
 
         Raises
         ------
         Bypass
-            The caller runs the layer on the whole batch and counts the text.
+            The caller runs the layer itself and counts the text.
         tensorkey.errors.Unsupported
             The probe refuses the layer.
         tensorkey.errors.InvalidArgument
-            The output of the layer has another batch size than its input.
+            An output has neither a row for each input row nor the same value for all of them.
         """
-        state = self._state(reading)
-        plan = self._plans.get((state.structure, environment))
-        if plan is None or not plan.verdict.complete:
-            settling = perf_counter()
-            plan, state = self._settle(plan, inputs, reading, state, environment)
-            start += perf_counter() - settling  # once, so no cost of a call
-        self._last = plan
-        if plan.unsuited is not None:
-            raise Bypass(plan.unsuited)
-        if plan.verdict.refused:
-            self._refuse(plan.verdict)
-        with self._lookup(inputs, plan.verdict.chunk, environment, state) as batch:
-            run = Run(batch.rows)
-            self._answer(plan, batch, inputs, run)
-            try:
-                output = self._backend.assemble(batch, plan.place)
-            except errors.Error as error:
-                self._count(error)
-                raise Bypass(f"the rows of its output differ in shape: {error}") from None
-        self._count_host_copies(inputs, reading, run)
-        seconds = perf_counter() - start - run.waited
-        layer = int.from_bytes(state.digest[:8], "little")
-        hits = run.rows - run.misses
-        self.monitor.observe(self._memo, run.rows, hits, run.run, run.seconds, seconds, layer)
-        return output
+        arguments = self.signature.take(args, kwargs)
+        return self._answer(arguments, None, Runner(self, arguments), arguments.form, start)
 
-    def _answer(self, plan: Plan, batch: _core.MemoBatch, inputs: Inputs, run: Run) -> None:
-        """Run what is missing, until all rows are known."""
-        while True:
-            if missing := batch.missing:
-                try:
-                    self._compute(plan, batch, missing, inputs, run)
-                except Bypass:
-                    raise  # who waits for these rows runs them
-                except Exception as error:
-                    self._count(error)
-                    batch.fail(error)
-                    raise
-            waiting = perf_counter()
-            done = batch.wait()
-            run.waited += perf_counter() - waiting
-            if done:
-                return
-
-    def _count(self, error: Exception) -> None:
-        self.monitor.error(type(error).__name__)
-
-    def _count_host_copies(self, inputs: Inputs, reading: Reading, run: Run) -> None:
-        copied = sum(self._backend.device_bytes(tensor) for tensor in inputs)
-        if copied or run.device_bytes:
-            weights = sum(self._backend.device_bytes(tensor) for tensor in reading.tensors)
-            self.monitor.host_copy(run.rows + run.run, copied + run.device_bytes + weights)
-
-    def _state(self, reading: Reading) -> State:
-        try:
-            return self._fingerprint.state(reading)
-        except errors.Error as error:
-            self._count(error)
-            raise Bypass(f"a weight has no key: {error}") from None
-
-    def _lookup(
-        self, inputs: Inputs, chunk: int, environment: tuple[object, ...], state: State
-    ) -> _core.MemoBatch:
-        about = (chunk, environment, state.digest)
-        known, scope = self._scope
-        if known != about:
-            parts = ("tensorkey layer", 1, self._backend.name, "forward", "each")
-            scope = _core.blake3(
-                plain((*parts, chunk, environment, *self._user_scope, state.digest))
+    def call_with_keys(
+        self, ids: Sequence[str | bytes | int], inputs: Any, kwargs: dict[str, Any], start: float
+    ) -> Any:
+        """Answer a call by the caller's own keys; `inputs` may be a function that fetches them."""
+        self._assume("the caller's own keys: an id is taken to mean one input")
+        if callable(inputs[0]) and len(inputs) == 1 and not kwargs:
+            runner: Runner = FetchingRunner(self, inputs[0])
+            return self._answer(runner.arguments, ids, runner, b"", start)
+        arguments = self.signature.take(inputs, kwargs)
+        if arguments.rows != len(ids):
+            raise errors.InvalidArgument(
+                f"[with_keys] {len(ids)} keys for {arguments.rows} rows; expected one key a row"
             )
-            self._scope = (about, scope)
-            self._remember(scope)
-        paths = [str(i) for i in range(len(inputs))]
-        try:
-            return self._memo.lookup(inputs, paths, scope, self.options.secret)
-        except errors.Error as error:
-            self._count(error)
-            raise Bypass(f"an input has no key: {error}") from None
+        return self._answer(arguments, ids, Runner(self, arguments), arguments.fixed, start)
 
-    def _remember(self, scope: bytes) -> None:
-        """Note a scope under which a shared cache or directory holds entries of this layer."""
-        if self.options.cache is not None or self.options.disk is not None:
-            self._scopes[scope] = None
-            if len(self._scopes) > MAX_SCOPES:
-                self._scopes.pop(next(iter(self._scopes)), None)
-
-    def _compute(
+    def _answer(
         self,
-        plan: Plan,
-        batch: _core.MemoBatch,
-        missing: Sequence[int],
-        inputs: Inputs,
-        run: Run,
-    ) -> None:
-        """Run the missing rows; all of them before any is stored."""
-        chunk = plan.verdict.chunk
-        subject = CheckedLayer(self._backend, batch.rows)
-        done = []
-        run.misses += len(missing)
+        arguments: Arguments,
+        ids: Sequence[str | bytes | int] | None,
+        runner: Runner,
+        form: bytes,
+        start: float,
+        vouched: bool = False,
+    ) -> Any:
+        about, state = self.about(arguments, form)
+        core, secret = self.core, self.options.secret
+        tensors = arguments.members(self.backend)
         try:
-            for first, count, rows in chunks(missing, chunk):
-                part = subject.take(inputs, rows)
-                start = perf_counter()
-                output = subject.run(part)
-                self._backend.finish(output)
-                seconds = perf_counter() - start
-                run.seconds += seconds
-                run.run += len(rows)
-                done.append((first, count, output, seconds))
-            for first, count, output, seconds in done:
-                self._insert(batch, first, count, output, seconds)
-                run.device_bytes += self._backend.device_bytes(output)
-        except Unsuited as reason:
-            plan.unsuited = str(reason)
+            with core.answer(
+                tensors,
+                arguments.paths,
+                ids,
+                about,
+                state.weights,
+                secret,
+                state.pending,
+                vouched,
+                runner,
+            ) as answer:
+                output = self._output(answer)
+                self._look_at_deviation(answer, about, state)
+                answer.finish(perf_counter() - start)
+                self._count(answer, arguments, runner)
+                return output
+        except Bypass:
+            raise
+        except Exception as error:
+            core.error(type(error).__name__)
             raise
 
-    def _insert(
-        self, batch: _core.MemoBatch, first: int, count: int, output: Any, seconds: float
-    ) -> None:
+    def about(self, arguments: Arguments, form: bytes) -> tuple[bytes, State]:
+        """Return what the answer depends on besides rows and weights, and the layer's state.
+
+        Raises
+        ------
+        Bypass
+            The layer must run itself.
+        """
+        backend, fingerprint = self.backend, self.fingerprint
+        if arguments.tensors:
+            reason = backend.unfit_inputs(arguments.tensors)
+            if reason is not None:
+                raise Bypass(reason)
         try:
-            batch.insert(first, count, output, seconds)
-        except errors.Unsupported as error:
-            self._count(error)
-            raise Unsuited(f"its output cannot be stored: {error}") from None
+            state = fingerprint.check()
         except errors.Error as error:
-            self._count(error)
-            raise Bypass(f"the rows of its output differ in shape: {error}") from None
+            self.core.error(type(error).__name__)
+            raise Bypass(f"a weight has no key: {error}") from None
+        except Exception as error:  # anything that attributes of other people's classes may raise
+            raise Bypass(f"the layer cannot be read: {type(error).__name__}: {error}") from error
+        if state.strict:
+            self._settle(state)
+        reason = backend.unfit_layer()
+        if reason is not None:
+            raise Bypass(reason)
+        portable = self.options.environment == "portable"
+        environment = backend.environment(arguments.example(), portable)
+        known = (state.structure, environment, form)
+        about = self._abouts.get(known)
+        if about is None:
+            about = self._describe(*known)
+        return about, state
 
-    def _settle(
-        self,
-        plan: Plan | None,
-        inputs: Inputs,
-        reading: Reading,
-        state: State,
-        environment: tuple[object, ...],
-    ) -> tuple[Plan, State]:
-        """Resolve chunk and probe for a structure seen for the first time."""
-        with self._settling:
-            settled = self._plans.get((state.structure, environment))
-            if settled is not plan and settled is not None:
-                return settled, state  # by another thread
-            self._assumptions |= dict.fromkeys(reading.unread)
-            rows = self._backend.rows(inputs[0]) or 0
-            if self._chunk is None:
-                self._chunk = first_chunk(self.options.chunk, rows)
-            distinct = self._distinct(inputs)
-            if plan is not None and len(distinct) < 2:
-                return plan, state  # still too few rows to measure more
-            subject = CheckedLayer(self._backend, rows)
-            try:
-                verdict = self._judge(subject, reading, inputs, distinct)
-                plan = Plan(verdict, place=subject.place)
-                self._accepted |= verdict.complete and not verdict.refused
-            except Unsuited as reason:
-                plan = Plan(Verdict(self._chunk, f"not run: {reason}"), unsuited=str(reason))
-            finally:
-                self._probe_runs += subject.runs
-            if len(self._plans) >= MAX_PLANS:
-                self._plans.clear()
-            self._plans[state.structure, environment] = plan
-            # The first runs may have built caches of the layer's own: go on from what is now.
-            state = self._state(self.reading())
-            self._plans[state.structure, environment] = plan
-            return plan, state
-
-    def _judge(
-        self, subject: CheckedLayer, reading: Reading, inputs: Inputs, distinct: Sequence[int]
-    ) -> Verdict:
-        chunk = self._chunk or 1
-        if self.options.probe:
-            watched = LayerState(self._backend, self._fingerprint, reading)
-            return probe(subject, watched, inputs, distinct, chunk)
-        subject.run(subject.take(inputs, [0] * max(2, chunk)))  # looks at its output
-        return Verdict(chunk, UNPROVEN)
-
-    def _distinct(self, inputs: Inputs) -> list[int]:
-        """Return the positions of the first different rows, as many as the probe can use."""
-        members = {str(i): tensor for i, tensor in enumerate(inputs)}
-        try:
-            keys = _core.tuple_row_keys(members)
-        except errors.Error as error:
-            raise Bypass(f"an input has no key: {error}") from None
-        first: dict[_core.Key, int] = {}
-        for position in range(len(keys)):
-            first.setdefault(keys[position], position)
-            if len(first) == MAX_ROWS:
-                break
-        return list(first.values())
-
-    def _refuse(self, verdict: Verdict) -> None:
-        """Refuse loudly at first; a layer that was accepted runs uncached where it is not."""
-        if self._accepted:
-            raise Bypass(f"refused by the probe: {verdict.text}")
-        raise errors.Unsupported(
-            f"[CachedLayer] the rows of this layer cannot be cached one by one: {verdict.text}"
+    def _describe(self, structure: bytes, environment: tuple[object, ...], form: bytes) -> bytes:
+        about = _core.blake3(
+            plain((*self._before, environment, *self._after, structure, form))
         )
+        if len(self._abouts) >= _MAX_ABOUTS:
+            self._abouts.clear()
+        self._abouts[structure, environment, form] = about
+        for text in self.fingerprint.assumptions:
+            self._assume(text)
+        return about
+
+    def _settle(self, state: State) -> None:
+        """Deal with rows computed since the last strict check."""
+        if state.changed:
+            self.core.drop_pending()
+        else:
+            self.core.confirm()
+
+    def settle(self) -> None:
+        """Look at all weights now, and store the rows that waited for it."""
+        try:
+            unchanged = self.fingerprint.settle()
+        except Exception:  # what cannot be read is not confirmed
+            unchanged = False
+        if unchanged:
+            self.core.confirm()
+        else:
+            self.core.drop_pending()
+
+    def _output(self, answer: _core.LayerAnswer) -> Any:
+        backend = self.backend
+        encoded = answer.form
+        form = self._forms.get(encoded)
+        if form is None:
+            try:
+                form = OutputForm(encoded)
+            except Exception as error:
+                raise Bypass(f"its output cannot be made again here: {error}") from None
+            if len(self._forms) >= _MAX_FORMS:
+                self._forms.clear()
+            self._forms[encoded] = form
+        leaves = answer.leaves
+        memories = [backend.allocate(dtype, shape) for dtype, shape, _ in leaves]
+        try:
+            answer.assemble(memories)
+        except errors.Error as error:
+            self.core.error(type(error).__name__)
+            raise Bypass(f"the rows of its output differ in shape: {error}") from None
+        tensors = [
+            backend.deliver(memory, dtype, shape, device)
+            for memory, (dtype, shape, _), device in zip(
+                memories, leaves, form.devices, strict=True
+            )
+        ]
+        output = form.unpack(tensors)
+        return output if self.adapter is None else self.adapter[1](output)
+
+    def _look_at_deviation(
+        self, answer: _core.LayerAnswer, about: bytes, state: State
+    ) -> None:
+        rows, largest, where = answer.deviation
+        if not rows:
+            return
+        self.fingerprint.demand()
+        action = self.options.on_error
+        text = (
+            f"[CachedLayer] verify: {rows} hits of this call differ from what the layer computes "
+            f"now, by up to {largest:.3g}{f' in {where}' if where else ''}: the layer depends on "
+            "something that its fingerprint does not see; name it by scope= or state="
+        )
+        if action == "raise":
+            raise errors.CorruptEntry(text)
+        if action == "warn":
+            import warnings
+
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
+        if action == "drop":
+            self.core.clear()
+
+    def _count(self, answer: _core.LayerAnswer, arguments: Arguments, runner: Runner) -> None:
+        backend = self.backend
+        copied = sum(backend.device_bytes(tensor) for tensor in arguments.tensors)
+        if copied or runner.device_bytes:
+            self.core.host_copy(answer.rows + runner.rows_run, copied + runner.device_bytes)
+
+    def _assume(self, text: str) -> None:
+        self._assumptions[text] = None
+
+    # The rest.
+
+    def missing(self, ids: Sequence[str | bytes | int]) -> list[int]:
+        """Return positions of ids whose rows would have to be run."""
+        arguments = Arguments.nothing()
+        about, state = self.about(arguments, b"")
+        return self.core.missing([], [], ids, about, state.weights, self.options.secret)
+
+    def clear(self) -> None:
+        """Drop this layer's entries; the counters stay."""
+        if self.options.cache is None and self.options.disk is None:
+            self.cache.clear()  # a directory has entries of others
+        self.core.clear()
+
+    def reset_stats(self) -> None:
+        """Set the counters to zero, those of a cache of its own too."""
+        self.core.reset()
+        if self.options.cache is None:
+            self.cache.reset_stats()
 
     def stats(self) -> LayerStats:
         """Return a snapshot."""
-        counts: dict[str, Any] = self.monitor.stats(self._memo)
-        plan = self._last
+        counts: dict[str, Any] = self.core.stats()
         return LayerStats(
             **counts,
-            probe_runs=self._probe_runs,
-            chunk=plan.verdict.chunk if plan else None,
-            probe=plan.verdict.text if plan else "not yet run",
             codec=self.options.codec,
+            fingerprint=self.fingerprint.mode,
+            strict_interval=self.fingerprint.interval,
             assumptions=list(self._assumptions),
             cache=self.cache.stats,
         )

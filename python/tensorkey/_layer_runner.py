@@ -1,0 +1,158 @@
+"""The layer for one call: what the engine in the core calls back (python/src/layer_runner.h)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
+from typing import Any, Protocol
+
+from tensorkey import _core, errors
+from tensorkey._backend import Adapter, Backend, Bypass
+from tensorkey._fingerprint import Fingerprint
+from tensorkey._inputs import Arguments, Signature
+from tensorkey._outputs import pack
+from tensorkey._random_state import RandomState
+
+Output = tuple[Sequence[Any], Sequence[str], bytes, float]
+
+
+class Layer(Protocol):
+    """What the runners of one layer share."""
+
+    backend: Backend
+    fingerprint: Fingerprint
+    signature: Signature
+    adapter: Adapter | None
+
+
+class Runner:
+    """Runs a layer on rows of the caller's arguments."""
+
+    def __init__(self, layer: Layer, arguments: Arguments) -> None:
+        self._layer = layer
+        self.arguments = arguments
+        self.rows_run = 0
+        self.device_bytes = 0
+        self._saved: Any = None
+        self._watched: tuple[dict[str, bytes], bytes] | None = None
+        self._states: dict[bytes, RandomState] = {}
+
+    def prepare(self, positions: list[int]) -> None:
+        """Look at what will be run: nothing to do here."""
+
+    def run(self, positions: list[int]) -> Output:
+        """Run the layer on copies of these rows."""
+        return self._run(self.arguments, positions)
+
+    def _run(self, arguments: Arguments, positions: list[int]) -> Output:
+        return self._timed(arguments, arguments.take(self._layer.backend, positions), len(positions))
+
+    def _timed(self, arguments: Arguments, tensors: Sequence[Any], rows: int) -> Output:
+        layer = self._layer
+        start = perf_counter()
+        try:
+            output = arguments.call(layer.backend.run, tensors)
+        except Exception as error:
+            if rows > arguments.rows and layer.backend.out_of_memory(error):
+                raise Bypass(
+                    f"out of memory in a chunk of {rows} rows; chunk=1 needs less"
+                ) from error
+            raise
+        if layer.adapter is not None:
+            output = layer.adapter[0](output)
+        packed = pack(output, layer.backend)
+        layer.backend.finish(packed.leaves)
+        seconds = perf_counter() - start
+        self.rows_run += rows
+        self.device_bytes += sum(map(layer.backend.device_bytes, packed.leaves))
+        leaves = arguments.lifted(layer.backend, packed.leaves)
+        return leaves, packed.paths, packed.form, seconds
+
+    def input_keys(self, positions: list[int]) -> list[_core.Key]:
+        """Return content keys of rows, for entries under the caller's own keys."""
+        arguments = self.arguments
+        tensors = self._layer.backend.take(arguments.tensors, positions)
+        keys = _core.tuple_row_keys(dict(zip(arguments.paths, tensors, strict=True)))
+        return [keys[i] for i in range(len(positions))]
+
+    # The probe.
+
+    def changes(self) -> list[str]:
+        """Return what changed in the layer since the last call, by name."""
+        fingerprint = self._layer.fingerprint
+        reading = fingerprint.reading(fresh=True)
+        digests = {
+            path: _core.change_digest([tensor])
+            for path, tensor in zip(reading.names, reading.tensors, strict=True)
+        }
+        watched, self._watched = self._watched, (digests, reading.structure)
+        if watched is None:
+            self._saved = self._layer.backend.save(reading.tensors)
+            return []
+        before, structure = watched
+        changed = [path for path in digests if digests[path] != before.get(path)]
+        changed += [path for path in before if path not in digests]
+        if structure != reading.structure:
+            changed.append("attributes")
+        return changed
+
+    def restore(self) -> None:
+        """Put buffers back as they were when changes() was first asked."""
+        self._layer.backend.restore(self._saved)
+
+    def random_state(self) -> bytes:
+        """Return the random states, comparable."""
+        state = RandomState(self._layer.backend)
+        self._states[state.encoded] = state
+        return state.encoded
+
+    def set_random_state(self, encoded: bytes) -> None:
+        """Put back what random_state() returned."""
+        self._states[encoded].restore()
+
+
+class FetchingRunner(Runner):
+    """Asks the caller for the rows that must be run, when they must be."""
+
+    def __init__(self, layer: Layer, fetch: Callable[[list[int]], Any]) -> None:
+        super().__init__(layer, Arguments.nothing())
+        self._fetch = fetch
+        self._places: dict[int, int] = {}
+
+    def prepare(self, positions: list[int]) -> None:
+        """Fetch the inputs of these rows."""
+        args, kwargs = arguments_of(self._fetch(positions))
+        fetched = self._layer.signature.take(args, kwargs)
+        if fetched.rows != len(positions):
+            raise errors.InvalidArgument(
+                f"[with_keys] the function gave {fetched.rows} rows for {len(positions)} positions;"
+                " expected one row for each position that is missing"
+            )
+        reason = self._layer.backend.unfit_inputs(fetched.tensors)
+        if reason is not None:
+            raise Bypass(reason)
+        self.arguments = fetched
+        self._places = {position: place for place, position in enumerate(positions)}
+
+    def run(self, positions: list[int]) -> Output:
+        """Run the layer on copies of these rows."""
+        return self._run(self.arguments, [self._places[position] for position in positions])
+
+    def input_keys(self, positions: list[int]) -> list[_core.Key]:
+        """Return content keys of rows."""
+        return super().input_keys([self._places[position] for position in positions])
+
+
+def arguments_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return one batch of inputs as arguments: a tuple by position, a mapping by name.
+
+    Examples
+    --------
+    >>> arguments_of("x"), arguments_of(("x", "y")), arguments_of({"x": 1})
+    ((('x',), {}), (('x', 'y'), {}), ((), {'x': 1}))
+    """
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if type(inputs) is tuple:
+        return inputs, {}
+    return (inputs,), {}
