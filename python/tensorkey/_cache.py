@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from tensorkey import _core, errors
 from tensorkey._exit import flush_at_exit
 from tensorkey._sizes import format_bytes, parse_bytes
 from tensorkey._stats import CacheStats, DiskStats
+
+
+class Waiting(Protocol):
+    """A cached layer with rows that wait for a look at its weights."""
+
+    def settle(self) -> None:
+        """Look, and store the rows or take them back."""
 
 
 class EntryInfo(NamedTuple):
@@ -119,9 +127,36 @@ class ActivationCache(_core.ActivationCache):
             secret,
         )
         self.ttl = ttl
+        self._waiting: weakref.WeakSet[Waiting] = weakref.WeakSet()
         self.disk = _path(disk, "disk") or None
         if disk is not None:
             flush_at_exit(self)
+
+    def settle_before_flush(self, layer: Waiting) -> None:
+        """Have a layer settle its rows before flush() and pack(); it is held weakly."""
+        self._waiting.add(layer)
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until all that was put is on disk.
+
+        Rows that cached layers hold back until their weights are looked at again are looked at now.
+
+        Parameters
+        ----------
+        timeout
+            Seconds; None: as long as it takes.
+
+        Returns
+        -------
+        bool
+            Whether all of it is written, or was dropped.
+        """
+        self._settle()
+        return super().flush(timeout)
+
+    def _settle(self) -> None:
+        for layer in list(self._waiting):
+            layer.settle()
 
     @property
     def stats(self) -> CacheStats:
@@ -182,6 +217,7 @@ class ActivationCache(_core.ActivationCache):
         ...     cache.pack(path), tk.key(x) in tk.ActivationCache(pack=path)
         (1, True)
         """
+        self._settle()
         return super().pack(os.fspath(path), scope)
 
     def trace(self, path: str | os.PathLike[str] | None, limit: int | str = "64 MiB") -> None:

@@ -26,7 +26,6 @@ from typing import Any
 from tensorkey import _core, errors
 from tensorkey._backend import Backend, Bypass
 from tensorkey._encoding import plain
-from tensorkey._exit import settle_at_exit
 from tensorkey._fingerprint import Fingerprint, State
 from tensorkey._inputs import Arguments, Signature
 from tensorkey._layer_runner import FetchingRunner, Runner
@@ -73,8 +72,12 @@ class Engine:
         self._abouts: dict[tuple[bytes, tuple[object, ...], bytes], bytes] = {}
         self._forms: dict[bytes, OutputForm] = {}
         self._assumptions: dict[str, None] = {}
-        if self.cache.has_store:
-            settle_at_exit(self)
+        self.cache.settle_before_flush(self)
+
+    def __del__(self) -> None:
+        core = vars(self).get("core")  # none if __init__ failed
+        if core is not None and core.pending:
+            self.settle()
 
     # Calls.
 

@@ -17,6 +17,7 @@ True
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import os
 from collections.abc import Sequence
@@ -28,17 +29,19 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from tensorkey import errors
 from tensorkey._backend import Bypass, Unsuited
-from tensorkey._cache import ActivationCache
-from tensorkey._chunks import Chunk
+from tensorkey._cached import Cached
 from tensorkey._fingerprint import Fingerprint
 from tensorkey._frontend import Engine
 from tensorkey._keras_layers import KerasLayers, variables_of
-from tensorkey._options import BypassMode, Codec, Options
-from tensorkey._probe import Inputs
-from tensorkey._stats import LayerStats
+from tensorkey._options import Options
 
 __all__ = ["CachedLayer"]
 
+_OPTIONS = frozenset(field.name for field in dataclasses.fields(Options))
+_SAVED = (
+    *("memory", "rows", "chunk", "by", "fingerprint", "ignore", "environment", "trim", "probe"),
+    *("bits", "index", "bypass", "on_error", "verify", "tolerance", "codec"),
+)
 _UNFROZEN = (
     "weights are trainable while gradients are recorded: set layer.trainable = False, or call it "
     "outside the GradientTape"
@@ -69,18 +72,27 @@ def _load_backend() -> Any:
     return importlib.import_module(f"tensorkey._{name}_backend")
 
 
-def _rows_of(layer: CachedLayer, below: Any) -> Any:
+def _backend_of(wrapper: CachedLayer, below: Any) -> Any:
     """Return the engine's backend: the framework below, running a Keras layer."""
 
-    class LayerRows(below.Rows):  # type: ignore[misc]
+    class KerasRows(below.Rows):  # type: ignore[misc]
         name = f"keras-{keras.backend.backend()}"
 
-        def run(self, inputs: Inputs) -> Any:
-            return layer._run_rows(inputs)
+        def run(self, *args: Any, **kwargs: Any) -> Any:
+            return wrapper._run_rows(args, kwargs)
+
+        def unfit_inputs(self, tensors: Sequence[Any]) -> str | None:
+            return wrapper._unfit_inputs(tensors)
+
+        def unfit_layer(self) -> str | None:
+            return below.unfit_layer(wrapper._fingerprint)  # type: ignore[no-any-return]
+
+        def environment(self, tensor: Any, portable: bool) -> tuple[object, ...]:
+            return (*below.environment(tensor, portable), *_settings())
 
         def save(self, tensors: Sequence[Any]) -> Any:
             kept = []
-            for part in layer.layer._flatten_layers():
+            for part in wrapper.layer._flatten_layers():
                 kept += variables_of(part)[len(part._trainable_variables) :]
             return [(variable, keras.ops.copy(variable.value)) for variable in kept]
 
@@ -88,11 +100,11 @@ def _rows_of(layer: CachedLayer, below: Any) -> Any:
             for variable, value in saved:
                 variable.assign(value)
 
-    return LayerRows()
+    return KerasRows()
 
 
 @keras.saving.register_keras_serializable(package="tensorkey")
-class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
+class CachedLayer(Cached, keras.layers.Wrapper):  # type: ignore[misc]
     """A layer that remembers its answers, row by row, by the content of its inputs.
 
     Eager calls are cached. Symbolic calls, tf.function, and fit or predict without
@@ -102,12 +114,11 @@ class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
     Parameters
     ----------
     layer
-        A Keras layer or model that takes one tensor, several by position or a list of them, which
-        share their first dimension, and returns one tensor with as many rows.
-    cache, memory, disk, disk_limit, chunk, scope, probe, codec, bypass, secret
-        As in :class:`tensorkey.torch.CachedLayer`.
-    **kwargs
-        Of keras.layers.Layer, such as name.
+        A Keras layer or model. Its inputs and outputs are nests of tensors; see
+        :class:`tensorkey.torch.CachedLayer`.
+    **options
+        Those of :class:`tensorkey.torch.CachedLayer` but `method`, by keyword; and those of
+        keras.layers.Layer, such as name.
 
     Examples
     --------
@@ -121,134 +132,87 @@ class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
     (1, 1)
     """
 
-    def __init__(
-        self,
-        layer: Any,
-        *,
-        cache: ActivationCache | None = None,
-        memory: int | str | None = None,
-        disk: str | os.PathLike[str] | None = None,
-        disk_limit: int | str | None = None,
-        chunk: Chunk = "auto",
-        scope: bytes | str = b"",
-        probe: bool = True,
-        codec: Codec = "raw",
-        bypass: BypassMode = "auto",
-        secret: bytes | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, layer: Any, **options: Any) -> None:
         if not isinstance(layer, keras.layers.Layer):
             raise errors.InvalidArgument(
                 f"[CachedLayer] layer is {type(layer).__name__}; expected a Keras layer"
             )
-        kwargs.setdefault("dtype", layer.dtype_policy)
-        kwargs.setdefault("autocast", layer.autocast)
-        super().__init__(layer, **kwargs)
+        own = {key: options.pop(key) for key in list(options) if key in _OPTIONS}
+        options.setdefault("dtype", layer.dtype_policy)
+        options.setdefault("autocast", layer.autocast)
+        super().__init__(layer, **options)
         self.supports_masking = layer.supports_masking
         self.supports_jit = layer.supports_jit
-        self._options = Options(
-            cache, memory, disk, disk_limit, chunk, scope, probe, codec, bypass, secret
-        )
+        self._options = Options(**own)
         self._below = _load_backend()
-        self._engine = Engine(
-            _rows_of(self, self._below),
-            Fingerprint(KerasLayers(), lambda: self.layer),
-            self._options,
+        chosen = self._options
+        self._fingerprint = Fingerprint(
+            KerasLayers(), lambda: self.layer, chosen.fingerprint, chosen.ignore, chosen.state
         )
+        backend = _backend_of(self, self._below)
+        self._engine = Engine(backend, self._fingerprint, chosen, layer.call, "call")
 
     # The call.
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run a layer without trainable weights as in inference, below too."""
         symbolic = any(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten(args))
-        if not symbolic and not self.layer.trainable_weights:
+        if not symbolic and not self.layer.trainable_weights and self._has_training:
             kwargs["training"] = False
-        if not symbolic and self.built and self.layer.built and self._engine.monitor.aside():
+        if not symbolic and self.built and self.layer.built and self._engine.core.aside():
             return self.layer(*args, **kwargs)
         return super().__call__(*args, **kwargs)
 
-    def call(self, inputs: Any, *more: Any, training: bool | None = None, **kwargs: Any) -> Any:
+    @functools.cached_property
+    def _has_training(self) -> bool:
+        return bool(self.layer._call_has_training_arg)
+
+    def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """Answer from the cache where possible; run the layer for the rest."""
         below, engine = self._below, self._engine
         start = perf_counter()
-        # A tuple goes to the layer by position, a list as one argument.
-        rows: Any = inputs if type(inputs) is list and not more else (inputs, *more)
-        reason = below.transform() or ("keyword arguments" if kwargs else None)
-        reason = reason or self._unfit(rows) or below.unfit_inputs(rows)
-        if reason is None and below.recording():
-            if below.differentiated(rows):
-                reason = "a gradient with respect to the input is recorded"
-            elif self.layer.trainable_weights:
-                reason = _UNFROZEN
+        reason = below.transform() or self._unfit(args)
         if reason is None and training and self.layer.trainable_weights:
             reason = "training=True and trainable weights: set layer.trainable = False"
         if reason is None:
             try:
-                reading = engine.reading()
-                reason = below.unfit_layer(reading.modules)
-                if reason is None:
-                    form = type(rows).__name__
-                    environment = (*below.environment(rows[0]), *_settings(), form)
-                    return engine.call(rows, reading, environment, start)
+                return engine.call(args, kwargs, start)
             except Bypass as bypass:
                 reason = str(bypass)
-        engine.monitor.bypass(reason)
-        return self.layer(inputs, *more, **kwargs)
+        engine.core.bypass(reason)
+        return self.layer(*args, **kwargs)
 
-    def _unfit(self, rows: Sequence[Any]) -> str | None:
+    def _unfit(self, args: Sequence[Any]) -> str | None:
         if not self.layer.built:
             return "the first call builds the layer"
         if in_stateless_scope():
             return "a stateless call"
-        for tensor in rows:
+        for tensor in keras.tree.flatten(args):
             if getattr(tensor, "_keras_mask", None) is not None:
                 return "an input with a mask"
         return None
 
-    def _run_rows(self, inputs: Inputs) -> Any:
+    def _unfit_inputs(self, tensors: Sequence[Any]) -> str | None:
+        below = self._below
+        reason: str | None = below.unfit_inputs(tensors)
+        if reason is None and below.recording():
+            if below.differentiated(tensors):
+                return "a gradient with respect to the input is recorded"
+            if self.layer.trainable_weights:
+                return _UNFROZEN
+        return reason
+
+    def _run_rows(self, args: Any, kwargs: Any) -> Any:
         layer = self.layer
         with self._below.inference():
-            output = layer(*inputs) if type(inputs) is tuple else layer(inputs)
+            output = layer(*args, **kwargs)
         if any(part._losses for part in layer._flatten_layers()):
             layer._clear_losses()
             raise Unsuited("it adds losses, which a hit would leave out")
         return output
 
-    @property
-    def cache(self) -> ActivationCache:
-        """The cache: its own, or the one that it shares."""
-        return self._engine.cache
-
-    @property
-    def bypass(self) -> str:
-        """When to run the layer alone: "auto", "never" or "always"."""
-        return self._engine.monitor.mode
-
-    @bypass.setter
-    def bypass(self, mode: BypassMode) -> None:
-        self._engine.monitor.mode = mode
-        self._options = dataclasses.replace(self._options, bypass=mode)
-
-    @property
-    def stats(self) -> LayerStats:
-        """A snapshot of the counters."""
-        return self._engine.stats()
-
-    def reset_stats(self) -> None:
-        """Set the counters to zero; of a shared cache only this layer's."""
-        self._engine.reset_stats()
-
-    def cache_clear(self) -> None:
-        """Drop the entries of this layer; those of other layers that share the cache stay."""
-        self._engine.clear()
-
     def __repr__(self) -> str:
-        stats = self.stats
-        chunk = self._options.chunk if stats.chunk is None else stats.chunk
-        return (
-            f"<CachedLayer name={self.name} layer={self.layer!r} cache={self.cache!r} "
-            f"chunk={chunk!r} probe={stats.probe!r}>"
-        )
+        return f"<CachedLayer name={self.name} layer={self.layer!r} {self._describe()}>"
 
     # Symbolic calls and saving: the layer's.
 
@@ -278,14 +242,11 @@ class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
         """
         options = self._options.portable()
         scope = options.scope.encode() if isinstance(options.scope, str) else options.scope
+        kept = {name: getattr(options, name) for name in _SAVED}
         return {
             **super().get_config(),
-            "memory": options.memory,
-            "chunk": options.chunk,
+            **kept,
             "scope": scope.hex(),
-            "probe": options.probe,
-            "codec": options.codec,
-            "bypass": options.bypass,
             "keyed": self._options.secret is not None,
         }
 
@@ -295,4 +256,6 @@ class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
         config = dict(config)
         config["scope"] = bytes.fromhex(config["scope"])
         config["secret"] = os.urandom(32) if config.pop("keyed") else None
+        for name in ("ignore", "trim"):
+            config[name] = config[name] and tuple(config[name])
         return super().from_config(config, custom_objects)  # type: ignore[no-any-return]
