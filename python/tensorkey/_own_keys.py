@@ -1,0 +1,94 @@
+"""Keys of the caller's own in place of content: file names, dataset indices."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from tensorkey import errors
+from tensorkey._backend import Bypass
+from tensorkey._layer_runner import arguments_of
+
+if TYPE_CHECKING:
+    from tensorkey._cached import Cached
+
+Id = str | bytes | int
+
+
+def checked_ids(ids: Iterable[Any]) -> list[Id]:
+    """Return ids as str, bytes and int.
+
+    Raises
+    ------
+    tensorkey.errors.Unsupported
+        For an id of another type; bool is one.
+
+    Examples
+    --------
+    >>> checked_ids(["a.png", b"b", 3])
+    ['a.png', b'b', 3]
+    """
+    if isinstance(ids, (str, bytes)):
+        raise errors.Unsupported(
+            f"[with_keys] ids is a {type(ids).__name__}; expected a sequence with one id a row"
+        )
+    to_list: Callable[[], list[Any]] | None = getattr(ids, "tolist", None)
+    given = list(ids) if to_list is None else to_list()
+    return [_checked(given[i], i) for i in range(len(given))]
+
+
+def _checked(one: Any, position: int) -> Id:
+    if isinstance(one, (str, bytes)):
+        return one if type(one) in (str, bytes) else (str if isinstance(one, str) else bytes)(one)
+    if type(one) is int:
+        return one
+    if not isinstance(one, bool) and type(one).__name__ not in ("bool_", "bool"):
+        try:
+            return operator.index(one)
+        except TypeError:
+            pass
+    raise errors.Unsupported(
+        f"[with_keys] id {position} is a {type(one).__name__}; expected str, bytes or an integer"
+    )
+
+
+class KeyedLayer:
+    """A cached layer for one batch whose rows have keys of the caller's own."""
+
+    def __init__(self, layer: Cached, ids: Sequence[Id]) -> None:
+        self._layer = layer
+        self._ids = ids
+
+    def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Answer the batch.
+
+        Parameters
+        ----------
+        *inputs, **kwargs
+            The arguments of the layer; or one function, which is called with the positions (a list
+            of int) of the rows that are missing and returns their inputs: a tuple is arguments by
+            position, a mapping arguments by name, anything else one argument.
+
+        Raises
+        ------
+        tensorkey.errors.InvalidArgument
+            Unless there is one key for each row.
+        """
+        start = perf_counter()
+        layer, ids = self._layer, self._ids
+        fetch = inputs[0] if len(inputs) == 1 and not kwargs and _is_function(inputs[0]) else None
+        reason = layer._reason_to_bypass()
+        if reason is None:
+            try:
+                return layer._engine.call_with_keys(ids, fetch, inputs, kwargs, start)
+            except Bypass as bypass:
+                reason = str(bypass)
+        if fetch is not None:
+            inputs, kwargs = arguments_of(fetch(list(range(len(ids)))))
+        return layer._run_alone(inputs, kwargs, reason)
+
+
+def _is_function(value: Any) -> bool:
+    return callable(value) and not hasattr(value, "shape")
