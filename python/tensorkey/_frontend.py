@@ -19,6 +19,7 @@ stores nothing. A failure of the cache is counted and the layer runs without it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
@@ -27,12 +28,16 @@ from tensorkey import _core, errors
 from tensorkey._backend import Backend, Bypass
 from tensorkey._encoding import plain
 from tensorkey._fingerprint import Fingerprint, State
+from tensorkey._history import History
 from tensorkey._inputs import Arguments, Signature
 from tensorkey._layer_runner import FetchingRunner, Runner
 from tensorkey._options import Options
 from tensorkey._outputs import OutputForm
+from tensorkey._own_keys import Id
 from tensorkey._stats import LayerStats
+from tensorkey._trim import Trimmed
 
+Leaves = tuple[tuple[str, tuple[int, ...], bool], ...]
 _MAX_FORMS = 256
 _MAX_ABOUTS = 256
 
@@ -71,6 +76,9 @@ class Engine:
         self._after = (scope.encode() if isinstance(scope, str) else scope, codec)
         self._abouts: dict[tuple[bytes, tuple[object, ...], bytes], bytes] = {}
         self._forms: dict[bytes, OutputForm] = {}
+        self._by_token: dict[bytes, list[bool]] = {}
+        self._last: tuple[bytes, bytes] = (b"", b"")
+        self.history = History()
         self._assumptions: dict[str, None] = {}
         self.cache.settle_before_flush(self)
 
@@ -101,57 +109,135 @@ class Engine:
             An output has neither a row for each input row nor the same value for all of them.
         """
         arguments = self.signature.take(args, kwargs)
-        return self._answer(arguments, None, Runner(self, arguments), arguments.form, start)
+        if self.options.trim is not None:
+            return Trimmed(self, arguments).call(start)
+        runner = Runner(self, arguments)
+        with self.ask(arguments, None, runner, arguments.form) as answer:
+            output = self.together(*self.read(answer))
+            self.done(answer, arguments, start)
+            return output
 
     def call_with_keys(
-        self, ids: Sequence[str | bytes | int], inputs: Any, kwargs: dict[str, Any], start: float
+        self,
+        ids: Sequence[Id],
+        fetch: Callable[[list[int]], Any] | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        start: float,
     ) -> Any:
-        """Answer a call by the caller's own keys; `inputs` may be a function that fetches them."""
-        self._assume("the caller's own keys: an id is taken to mean one input")
-        if callable(inputs[0]) and len(inputs) == 1 and not kwargs:
-            runner: Runner = FetchingRunner(self, inputs[0])
-            return self._answer(runner.arguments, ids, runner, b"", start)
-        arguments = self.signature.take(inputs, kwargs)
-        if arguments.rows != len(ids):
-            raise errors.InvalidArgument(
-                f"[with_keys] {len(ids)} keys for {arguments.rows} rows; expected one key a row"
-            )
-        return self._answer(arguments, ids, Runner(self, arguments), arguments.fixed, start)
+        """Answer a call by the caller's own keys; `fetch` gives rows in place of arguments."""
+        self.assume("the caller's own keys: an id is taken to mean one input")
+        if fetch is not None:
+            runner: Runner = FetchingRunner(self, fetch)
+            arguments, form = runner.arguments, b""
+        else:
+            arguments = self.signature.take(args, kwargs)
+            if arguments.rows != len(ids):
+                raise errors.InvalidArgument(
+                    f"[with_keys] {len(ids)} keys for {arguments.rows} rows; expected one key a row"
+                )
+            runner, form = Runner(self, arguments), arguments.fixed
+        with self.ask(arguments, ids, runner, form) as answer:
+            output = self.together(*self.read(answer))
+            self.done(answer, runner.arguments, start)
+            return output
 
-    def _answer(
+    def answer_stored(
+        self, ids: Sequence[Id], runner: Runner, use: Callable[[OutputForm, list[Any]], Any]
+    ) -> Any:
+        """Read rows by the caller's own keys; the runner has answers of its own, or none."""
+        start = perf_counter()
+        with self.ask(runner.arguments, ids, runner, b"", vouched=True) as answer:
+            form, leaves, memories = self.read(answer)
+            result = use(form, self._delivered(form, leaves, memories))
+            self.done(answer, runner.arguments, start)
+            return result
+
+    def ask(
         self,
         arguments: Arguments,
-        ids: Sequence[str | bytes | int] | None,
+        ids: Sequence[Id] | None,
         runner: Runner,
         form: bytes,
-        start: float,
         vouched: bool = False,
-    ) -> Any:
+    ) -> _core.LayerAnswer:
+        """Look up the rows and run those that are missing."""
         about, state = self.about(arguments, form)
-        core, secret = self.core, self.options.secret
-        tensors = arguments.members(self.backend)
+        if self._last != (about, state.weights):
+            self._last = (about, state.weights)
+            self.history.called(about, state.weights)
         try:
-            with core.answer(
-                tensors,
-                arguments.paths,
+            return self.core.answer(
+                arguments.members(self.backend) if ids is None else (),
+                arguments.paths if ids is None else (),
                 ids,
                 about,
                 state.weights,
-                secret,
+                self.options.secret,
                 state.pending,
                 vouched,
                 runner,
-            ) as answer:
-                output = self._output(answer)
-                self._look_at_deviation(answer, about, state)
-                answer.finish(perf_counter() - start)
-                self._count(answer, arguments, runner)
-                return output
+            )
         except Bypass:
             raise
         except Exception as error:
-            core.error(type(error).__name__)
+            self.core.error(type(error).__name__)
             raise
+
+    def read(self, answer: _core.LayerAnswer) -> tuple[OutputForm, Leaves, list[Any]]:
+        """Copy an answer into memory of the framework's, on the host."""
+        encoded = answer.form
+        form = self._forms.get(encoded)
+        if form is None:
+            try:
+                form = OutputForm(encoded)
+            except Exception as error:
+                raise Bypass(f"its output cannot be made again here: {error}") from None
+            if len(self._forms) >= _MAX_FORMS:
+                self._forms.clear()
+            self._forms[encoded] = form
+        leaves = answer.leaves
+        allocate = self.backend.allocate
+        memories = [allocate(dtype, shape) for dtype, shape, _ in leaves]
+        try:
+            answer.assemble(memories)
+        except errors.Error as error:
+            self.core.error(type(error).__name__)
+            raise Bypass(f"the rows of its output differ in shape: {error}") from None
+        return form, leaves, memories
+
+    def together(self, form: OutputForm, leaves: Leaves, memories: list[Any]) -> Any:
+        """Make the layer's own output of its leaves."""
+        output = form.unpack(self._delivered(form, leaves, memories))
+        return output if self.adapter is None else self.adapter[1](output)
+
+    def _delivered(self, form: OutputForm, leaves: Leaves, memories: list[Any]) -> list[Any]:
+        deliver = self.backend.deliver
+        return [
+            deliver(memory, dtype, shape, device)
+            for memory, (dtype, shape, _), device in zip(
+                memories, leaves, form.devices, strict=True
+            )
+        ]
+
+    def done(self, answer: _core.LayerAnswer, arguments: Arguments, start: float) -> None:
+        """Count a call."""
+        if answer.deviation[0]:
+            self._look_at(answer.deviation)
+        if answer.rows_run:
+            self.fingerprint.observe(answer.seconds_layer)
+        backend = self.backend
+        copied = sum(map(backend.device_bytes, arguments.tensors))
+        if copied:
+            self.core.host_copy(answer.rows, copied)
+        answer.finish(perf_counter() - start)
+
+    def by_token(self, form: OutputForm, find: Callable[[], list[bool]]) -> list[bool]:
+        """Return for each leaf whether it has a length, found out once."""
+        known = self._by_token.get(form.encoded)
+        if known is None:
+            known = self._by_token[form.encoded] = find()
+        return known
 
     def about(self, arguments: Arguments, form: bytes) -> tuple[bytes, State]:
         """Return what the answer depends on besides rows and weights, and the layer's state.
@@ -193,8 +279,9 @@ class Engine:
         if len(self._abouts) >= _MAX_ABOUTS:
             self._abouts.clear()
         self._abouts[structure, environment, form] = about
+        self.history.describe(about, structure, environment, form)
         for text in self.fingerprint.assumptions:
-            self._assume(text)
+            self.assume(text)
         return about
 
     def _settle(self, state: State) -> None:
@@ -215,40 +302,9 @@ class Engine:
         else:
             self.core.drop_pending()
 
-    def _output(self, answer: _core.LayerAnswer) -> Any:
-        backend = self.backend
-        encoded = answer.form
-        form = self._forms.get(encoded)
-        if form is None:
-            try:
-                form = OutputForm(encoded)
-            except Exception as error:
-                raise Bypass(f"its output cannot be made again here: {error}") from None
-            if len(self._forms) >= _MAX_FORMS:
-                self._forms.clear()
-            self._forms[encoded] = form
-        leaves = answer.leaves
-        memories = [backend.allocate(dtype, shape) for dtype, shape, _ in leaves]
-        try:
-            answer.assemble(memories)
-        except errors.Error as error:
-            self.core.error(type(error).__name__)
-            raise Bypass(f"the rows of its output differ in shape: {error}") from None
-        tensors = [
-            backend.deliver(memory, dtype, shape, device)
-            for memory, (dtype, shape, _), device in zip(
-                memories, leaves, form.devices, strict=True
-            )
-        ]
-        output = form.unpack(tensors)
-        return output if self.adapter is None else self.adapter[1](output)
-
-    def _look_at_deviation(
-        self, answer: _core.LayerAnswer, about: bytes, state: State
-    ) -> None:
-        rows, largest, where = answer.deviation
-        if not rows:
-            return
+    def _look_at(self, deviation: tuple[int, float, str]) -> None:
+        """Deal with hits that are not what the layer computes now."""
+        rows, largest, where = deviation
         self.fingerprint.demand()
         action = self.options.on_error
         text = (
@@ -259,24 +315,17 @@ class Engine:
         if action == "raise":
             raise errors.CorruptEntry(text)
         if action == "warn":
-            import warnings
-
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
+            warnings.warn(text, RuntimeWarning, stacklevel=5)
         if action == "drop":
             self.core.clear()
 
-    def _count(self, answer: _core.LayerAnswer, arguments: Arguments, runner: Runner) -> None:
-        backend = self.backend
-        copied = sum(backend.device_bytes(tensor) for tensor in arguments.tensors)
-        if copied or runner.device_bytes:
-            self.core.host_copy(answer.rows + runner.rows_run, copied + runner.device_bytes)
-
-    def _assume(self, text: str) -> None:
+    def assume(self, text: str) -> None:
+        """Name in stats what answers rest on."""
         self._assumptions[text] = None
 
     # The rest.
 
-    def missing(self, ids: Sequence[str | bytes | int]) -> list[int]:
+    def missing(self, ids: Sequence[Id]) -> list[int]:
         """Return positions of ids whose rows would have to be run."""
         arguments = Arguments.nothing()
         about, state = self.about(arguments, b"")
