@@ -6,7 +6,8 @@ A note is a tuple of plain values:
     ("tensorflow", device)               ("jax", platform, number of the device, committed)
 
 ``order`` names the dims from the slowest to the fastest where the elements are dense but not in
-C order, else it is empty. A dtype of NumPy is a text with the byte order, or a name.
+C order, else it is empty. A dtype of NumPy is a text with the byte order, or a name. An empty text
+as the device (the platform of jax) stands for the device of a layer's input.
 """
 
 from __future__ import annotations
@@ -24,8 +25,15 @@ class NoResult(Exception):
     """A result cannot be kept; the text is the reason."""
 
 
-def note(value: Any) -> tuple[Note, Any] | None:
+def note(value: Any, rows: int | None = None) -> tuple[Note, Any] | None:
     """Return what to note of a tensor, and the tensor to store; None for what is no tensor.
+
+    Parameters
+    ----------
+    value
+        Anything.
+    rows
+        The batch size of the run that made it, if its first dim is to count as one that may vary.
 
     Raises
     ------
@@ -36,9 +44,9 @@ def note(value: Any) -> tuple[Note, Any] | None:
     tf, jax = sys.modules.get("tensorflow"), sys.modules.get("jax")
     kind = type(value)
     if torch is not None and isinstance(value, torch.Tensor):
-        return _note_torch(torch, value)
+        return _note_torch(torch, value, rows)
     if numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic)):
-        return _note_numpy(numpy, value)
+        return _note_numpy(numpy, value, rows)
     if tf is not None and isinstance(value, (tf.Tensor, tf.Variable)):
         if kind.__name__ != "EagerTensor":
             raise NoResult(f"a {kind.__qualname__} in the result: return its value")
@@ -50,17 +58,38 @@ def note(value: Any) -> tuple[Note, Any] | None:
     return None
 
 
-def _note_torch(torch: Any, value: Any) -> tuple[Note, Any]:
+def device_of(value: Any) -> tuple[Any, ...]:
+    """Return how the notes of tensors on the device of this one begin."""
+    kind = type(value)
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return ("torch", str(value.device))
+    if jax is not None and isinstance(value, jax.Array):
+        device = next(iter(value.devices()))
+        return ("jax", device.platform, device.id)
+    if kind.__module__.startswith("tensorflow"):
+        return ("tensorflow", value.device)
+    return ()
+
+
+def at_home(noted: Note, home: tuple[Any, ...]) -> Note:
+    """Leave the device out of a note that begins with `home`."""
+    if not home or noted[: len(home)] != home:
+        return noted
+    return (noted[0], "", *((0,) if noted[0] == "jax" else ()), *noted[len(home) :])
+
+
+def _note_torch(torch: Any, value: Any, rows: int | None) -> tuple[Note, Any]:
     if type(value) is not torch.Tensor:
         raise NoResult(f"a {type(value).__qualname__} in the result: return a torch.Tensor")
     if value.requires_grad:
         raise NoResult("gradients of the result are recorded: run the call under torch.no_grad()")
     if value.layout is not torch.strided or value.is_quantized or value.device.type == "meta":
         raise NoResult("a sparse, quantised or meta tensor in the result")
-    return ("torch", str(value.device), _order(value.shape, value.stride())), value
+    return ("torch", str(value.device), _order(value.shape, value.stride(), rows)), value
 
 
-def _note_numpy(numpy: Any, value: Any) -> tuple[Note, Any]:
+def _note_numpy(numpy: Any, value: Any, rows: int | None) -> tuple[Note, Any]:
     scalar = isinstance(value, numpy.generic)
     if not scalar and type(value) is not numpy.ndarray:
         raise NoResult(f"a {type(value).__qualname__} in the result: return a numpy.ndarray")
@@ -72,7 +101,7 @@ def _note_numpy(numpy: Any, value: Any) -> tuple[Note, Any]:
     if dtype.kind in "mM":  # entries have no dates
         array = array.astype(dtype.newbyteorder("=")).view(numpy.int64)
     strides = tuple(stride // max(1, dtype.itemsize) for stride in array.strides)
-    return ("numpy", text, _order(array.shape, strides), scalar), array
+    return ("numpy", text, _order(array.shape, strides, rows), scalar), array
 
 
 def _note_jax(jax: Any, value: Any) -> tuple[Note, Any]:
@@ -94,7 +123,7 @@ def make(noted: Note, dtype: str, shape: tuple[int, ...], elements: Any) -> Any:
         tensor = _rebuild.tensor("torch", dtype, "", shape, data)
         _, device, order = noted
         if order:
-            tensor = _reordered(tensor, order, "permute", lambda t: t.contiguous())
+            tensor = reordered(tensor, order)
         return tensor if device == "cpu" else tensor.to(device)
     if framework == "numpy":
         return _make_numpy(noted, dtype, shape, data)
@@ -125,12 +154,17 @@ def _make_numpy(noted: Note, dtype: str, shape: tuple[int, ...], data: bytearray
         array = array.view(wanted.newbyteorder("="))
     array = array.astype(wanted, copy=False)
     if order:
-        array = _reordered(array, order, "transpose", lambda a: np.ascontiguousarray(a))
+        array = reordered(array, order)
     return array[()] if scalar else array
 
 
-def _order(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
-    """Return the dims of a dense tensor from slow to fast; nothing if that is C order."""
+def _order(
+    shape: Sequence[int], strides: Sequence[int], rows: int | None = None
+) -> tuple[int, ...]:
+    """Return the dims of a dense tensor from slow to fast; nothing if that is C order.
+
+    The place of a dim of 1 says nothing, but for the rows of a layer that was run on one of them.
+    """
     rank = len(shape)
     order = sorted(range(rank), key=lambda dim: (-strides[dim], shape[dim] == 1, dim))
     step = 1
@@ -139,13 +173,17 @@ def _order(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
             if strides[dim] != step:
                 return ()  # gaps, overlaps or steps backwards: their copy is in C order
             step *= shape[dim]
-    moving = [dim for dim in order if shape[dim] != 1]
+    one_row = rank > 0 and rows == shape[0] == 1 and strides[0] > 0
+    moving = [dim for dim in order if shape[dim] != 1 or (one_row and not dim)]
     return () if moving == sorted(moving) else tuple(order)
 
 
-def _reordered(tensor: Any, order: tuple[int, ...], permute: str, pack: Any) -> Any:
+def reordered(tensor: Any, order: Sequence[int]) -> Any:
+    """Copy a tensor of PyTorch or NumPy so that its dims lie in this order, from slow to fast."""
     back = sorted(range(len(order)), key=order.__getitem__)
-    return getattr(pack(getattr(tensor, permute)(order)), permute)(back)
+    if hasattr(tensor, "permute"):
+        return tensor.permute(order).contiguous().permute(back)
+    return tensor.transpose(order).copy(order="C").transpose(back)
 
 
 def own_copy(value: Any) -> Any:

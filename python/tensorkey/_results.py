@@ -3,35 +3,52 @@
 The description is one item of the canonical encoding (_encoding.py), read back by ``decode`` here.
 Beside the plain items (N b i f c S B) and the nests (l t d s) it has two of its own:
 
-    x  a tensor: its note (_result_tensors.py), a tuple item; tensors count from 0 in order
+    x  a tensor: its note (_result_tensors.py), a tuple item; tensors count from 0 in order.
+       Or, where the same tensor comes once more, i of its number
     o  another object: S of what it is, S of its class as "module:name", then its items
        namedtuple  the fields                dataclass  name and value of each field
        enum        S of the member           frozenset, OrderedDict, torch.Size, struct  as s, d, t
-
-A class is looked up among the modules that are loaded and must be what the description says; no
-module is imported for it and no code of it is run.
+       output      a tuple of the keys, then name and value of each attribute: a ModelOutput
+       adapted     name and value of what the class is kept as (_adapters.py)
 """
 
 from __future__ import annotations
 
 import collections
-import dataclasses
 import enum
-import struct
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
+from tensorkey._adapters import adapter_of
 from tensorkey._encoding import PLAIN, item, plain, sequence, text
-from tensorkey._result_tensors import NoResult, Note, note, own_copy
+from tensorkey._paths import at_key
+from tensorkey._result_builders import (
+    Builder,
+    fields,
+    find,
+    is_output,
+    is_plain_dataclass,
+    kind_of_tuple,
+)
+from tensorkey._result_tensors import NoResult, Note, at_home, note, own_copy
 
 _MAX_DEPTH = 100
 _MAX_TENSORS = 65_534
 DESCRIPTION = "description"
+_NAMED = frozenset({"enum", "namedtuple", "dataclass", "struct", "output", "adapted"})
 
 
 class Packed:
     """A result taken apart.
+
+    Parameters
+    ----------
+    result
+        Any nest.
+    rows
+        The batch size, if a layer made the result.
+    home
+        Beginning of a note (``device_of``): the device of tensors there is not noted.
 
     Raises
     ------
@@ -39,9 +56,14 @@ class Packed:
         For a result that cannot be described; the text is the reason.
     """
 
-    def __init__(self, result: Any) -> None:
+    def __init__(self, result: Any, rows: int | None = None, home: tuple[Any, ...] = ()) -> None:
         self.tensors: list[Any] = []
-        self.description = self._item(result, 0)
+        self.paths: list[str] = []
+        """Of the tensors: "[0]", "hidden", 'states["a"][1]'; empty for a tensor alone."""
+        self._rows = rows
+        self._home = home
+        self._met: dict[int, tuple[int, Any]] = {}
+        self.description = self._item(result, "", 0)
         if len(self.tensors) > _MAX_TENSORS:
             raise NoResult(f"more than {_MAX_TENSORS} tensors in the result")
 
@@ -59,7 +81,7 @@ class Packed:
         """Return the result again, with tensors of its own."""
         return decode(self.description, lambda number, _: own_copy(self.tensors[number]))
 
-    def _item(self, value: Any, depth: int) -> bytes:
+    def _item(self, value: Any, path: str, depth: int) -> bytes:
         kind = type(value)
         encode = PLAIN.get(kind)
         try:
@@ -69,49 +91,99 @@ class Packed:
             raise NoResult(str(error)) from None
         if depth > _MAX_DEPTH:
             raise NoResult("the result is nested too deeply")
-        noted = note(value)
+        noted = note(value, self._rows)
         if noted is not None:
-            self.tensors.append(noted[1])
-            return item(b"x", plain(noted[0]))
-        nest = self._nest(value, kind, depth + 1)
+            return item(b"x", plain(self._noted(value, path, *noted)))
+        nest = self._nest(value, kind, path, depth + 1)
         if nest is None:
             raise NoResult(f"a {kind.__module__}.{kind.__qualname__} in the result")
         return nest
 
-    def _nest(self, value: Any, kind: type, depth: int) -> bytes | None:
+    def _noted(self, value: Any, path: str, noted: Note, tensor: Any) -> int | Note:
+        number, _ = self._met.setdefault(id(value), (len(self.tensors), value))
+        if number < len(self.tensors):
+            return number
+        self.tensors.append(tensor)
+        self.paths.append(path)
+        return at_home(noted, self._home)
+
+    def _nest(self, value: Any, kind: type, path: str, depth: int) -> bytes | None:
         if kind in (tuple, list):
-            return sequence(b"t" if kind is tuple else b"l", [self._item(v, depth) for v in value])
+            return sequence(b"t" if kind is tuple else b"l", self._sequence(value, path, depth))
         if kind is dict:
-            return sequence(b"d", self._pairs(value, depth))
+            return sequence(b"d", self._pairs(value, path, depth))
         if kind is set:
-            return sequence(b"s", [self._item(v, depth) for v in value])
+            return sequence(b"s", self._sequence(value, path, depth))
         if kind is frozenset:
-            return self._object("frozenset", kind, [self._item(v, depth) for v in value])
+            return self._object("frozenset", kind, self._sequence(value, path, depth))
         if kind is collections.OrderedDict:
-            return self._object("OrderedDict", kind, self._pairs(value, depth))
+            return self._object("OrderedDict", kind, self._pairs(value, path, depth))
         if isinstance(value, tuple) and not getattr(value, "__dict__", None):
-            what = _kind_of_tuple(kind)
-            if what is not None:
-                return self._object(what, kind, [self._item(v, depth) for v in value])
+            what = kind_of_tuple(kind)
+            names = kind._fields if what == "namedtuple" else None  # type: ignore[attr-defined]
+            if what is not None and (names is None or len(names) == len(value)):
+                return self._object(what, kind, self._sequence(value, path, depth, names))
         if isinstance(value, enum.Enum):
             return self._object("enum", kind, [text(value.name)])
-        if _is_plain_dataclass(kind):
-            names = _fields(kind)
+        if is_plain_dataclass(kind):
+            names = fields(kind)
             if set(getattr(value, "__dict__", ())) - set(names):
                 raise NoResult(f"a {kind.__qualname__} with attributes of its own in the result")
             if all(hasattr(value, key) for key in names):
-                items = ((text(key), self._item(getattr(value, key), depth)) for key in names)
-                return self._object("dataclass", kind, [part for pair in items for part in pair])
+                named = {key: getattr(value, key) for key in names}
+                return self._object("dataclass", kind, self._attributes(named, path, depth))
+        if is_output(kind):
+            return self._output(value, kind, path, depth)
+        adapter = adapter_of(kind)
+        if adapter is not None:
+            parts = adapter.take_apart(value)
+            if parts is None:
+                raise NoResult(f"a {kind.__qualname__} with attributes of its own in the result")
+            return self._object("adapted", kind, self._attributes(parts, path, depth))
         return None
 
-    def _pairs(self, value: dict[Any, Any], depth: int) -> list[bytes]:
-        return [self._item(part, depth) for pair in value.items() for part in pair]
+    def _sequence(
+        self, value: Any, path: str, depth: int, names: tuple[str, ...] | None = None
+    ) -> list[bytes]:
+        if names is not None:
+            pairs = zip(names, value, strict=True)
+            return [self._item(part, _field(path, key), depth) for key, part in pairs]
+        return [self._item(part, f"{path}[{i}]", depth) for i, part in enumerate(value)]
+
+    def _pairs(self, value: dict[Any, Any], path: str, depth: int) -> list[bytes]:
+        parts = []
+        for i, (key, held) in enumerate(value.items()):
+            where = at_key(path, key, i)
+            parts += [self._item(key, where, depth), self._item(held, where, depth)]
+        return parts
+
+    def _attributes(self, named: dict[str, Any], path: str, depth: int) -> list[bytes]:
+        parts = []
+        for key, held in named.items():
+            parts += [text(key), self._item(held, _field(path, key), depth)]
+        return parts
+
+    def _output(self, value: Any, kind: type, path: str, depth: int) -> bytes:
+        attributes = object.__getattribute__(value, "__dict__")
+        keys = []
+        for key, held in collections.OrderedDict.items(value):
+            if key not in attributes or attributes[key] is not held:
+                raise NoResult(f"a {kind.__qualname__} whose items are not its attributes")
+            keys.append(key)
+        if not all(type(key) is str for key in attributes):
+            raise NoResult(f"a {kind.__qualname__} with attributes of its own in the result")
+        named = self._attributes(attributes, path, depth)
+        return self._object("output", kind, [plain(tuple(keys)), *named])
 
     def _object(self, what: str, kind: type, items: list[bytes]) -> bytes:
         where = f"{kind.__module__}:{kind.__qualname__}"
-        if what in ("enum", "namedtuple", "dataclass", "struct") and _find(where) is not kind:
+        if what in _NAMED and find(where) is not kind:
             raise NoResult(f"a {kind.__qualname__} in the result, which no module has by that name")
         return sequence(b"o", [text(what), text(where), *items])
+
+
+def _field(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
 
 
 def decode(description: bytes, tensor: Callable[[int, Note], Any]) -> Any:
@@ -129,103 +201,5 @@ def decode(description: bytes, tensor: Callable[[int, Note], Any]) -> Any:
     Exception
         For what is no description, or names a class that is not there: of any class.
     """
-    number = iter(range(_MAX_TENSORS))
-
-    def value(tag: bytes, body: memoryview) -> Any:
-        if tag == b"x":
-            [(kind, noted)] = _items(body)
-            return tensor(next(number), value(kind, noted))
-        reader = _PLAIN_READERS.get(tag)
-        if reader is not None:
-            return reader(bytes(body))
-        items = [value(*part) for part in _items(body)]
-        return _READERS[tag](items)
-
-    [(tag, body)] = _items(memoryview(description))
-    return value(tag, body)
-
-
-def _items(body: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    at = 0
-    while at < len(body):
-        end = at + 9 + int.from_bytes(body[at + 1 : at + 9], "little")
-        if end > len(body):
-            raise ValueError("an item is cut short")
-        yield bytes(body[at : at + 1]), body[at + 9 : end]
-        at = end
-
-
-def _pairs(items: list[Any]) -> dict[Any, Any]:
-    return dict(zip(items[::2], items[1::2], strict=True))
-
-
-def _read_object(items: list[Any]) -> Any:
-    what, where, rest = items[0], items[1], items[2:]
-    if what == "frozenset":
-        return frozenset(rest)
-    if what == "OrderedDict":
-        return collections.OrderedDict(_pairs(rest))
-    if what == "torch.Size":
-        return sys.modules["torch"].Size(rest)
-    kind = _find(where)
-    if what == "enum" and isinstance(kind, enum.EnumMeta):
-        return kind.__members__[rest[0]]
-    if what in ("namedtuple", "struct") and isinstance(kind, type) and _kind_of_tuple(kind) == what:
-        if what == "struct":
-            return kind(rest)
-        if len(kind._fields) == len(rest):  # type: ignore[attr-defined]
-            return tuple.__new__(kind, rest)
-    if what == "dataclass" and isinstance(kind, type) and _is_plain_dataclass(kind):
-        values = _pairs(rest)
-        if list(values) == _fields(kind):
-            new: Any = object.__new__(kind)
-            for key, entry in values.items():
-                object.__setattr__(new, key, entry)
-            return new
-    raise ValueError(f"no {what} {where}")
-
-
-_PLAIN_READERS: dict[bytes, Callable[[bytes], Any]] = {
-    b"N": lambda body: None,
-    b"b": lambda body: body == b"\1",
-    b"i": int,
-    b"f": lambda body: struct.unpack("<d", body)[0],
-    b"c": lambda body: complex(*struct.unpack("<dd", body)),
-    b"S": lambda body: body.decode("utf-8", "surrogatepass"),
-    b"B": bytes,
-    b"n": lambda body: ...,
-}
-_READERS: dict[bytes, Callable[[list[Any]], Any]] = {
-    b"l": list,
-    b"t": tuple,
-    b"d": _pairs,
-    b"s": set,
-    b"o": _read_object,
-}
-
-
-def _find(where: str) -> Any:
-    """Return the class of a module that is loaded; None if there is none."""
-    module, _, path = where.partition(":")
-    found: Any = sys.modules.get(module)
-    for part in path.split("."):
-        found = getattr(found, part, None)
-    return found
-
-
-def _kind_of_tuple(kind: type) -> str | None:
-    if kind.__module__ == "torch" and kind.__name__ == "Size":
-        return "torch.Size"
-    if kind.__module__ == "torch.return_types" and issubclass(kind, tuple):
-        return "struct"
-    fields = getattr(kind, "_fields", None)
-    return "namedtuple" if issubclass(kind, tuple) and isinstance(fields, tuple) else None
-
-
-def _is_plain_dataclass(kind: type) -> bool:
-    """Whether its instances are their fields and nothing else."""
-    return dataclasses.is_dataclass(kind) and kind.__new__ is object.__new__
-
-
-def _fields(kind: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(kind)]
+    builder = Builder(description)
+    return builder.build([tensor(number, noted) for number, noted in enumerate(builder.notes)])
