@@ -88,8 +88,8 @@ class Guard {
   }
 
   [[nodiscard]] bool hooked() const {
-    return std::ranges::any_of(
-        empty_, [](const nb::object& dict) { return PyDict_Size(dict.ptr()) > 0; });
+    return std::ranges::any_of(empty_,
+                               [](const nb::object& dict) { return PyDict_Size(dict.ptr()) > 0; });
   }
 
   [[nodiscard]] bool trainable() const {
@@ -254,7 +254,9 @@ tensorkey.errors.Unsupported
 void init_guard(nb::module_& m) {
   nb::class_<Guard>(m, "Guard", nb::type_slots(guard_slots), kGuardDoc)
       .def(nb::init<const nb::sequence&, const nb::sequence&, const nb::sequence&>(), "tensors"_a,
-           "empty"_a = nb::tuple(), "dicts"_a = nb::tuple())
+           "empty"_a = nb::tuple(), "dicts"_a = nb::tuple(),
+           nb::sig("def __init__(self, tensors: Sequence[object], empty: Sequence[object] = (), "
+                   "dicts: Sequence[object] = ()) -> None"))
       .def("unchanged", &Guard::unchanged, "Whether tensors and dicts are what they were.")
       .def("hooked", &Guard::hooked, "Whether one of the dicts of hooks holds any now.")
       .def("trainable", &Guard::trainable, "Whether one of the tensors requires a gradient now.");
