@@ -95,9 +95,7 @@ bool wait(Batch& self) {
   }
 }
 
-void assemble_bytes(const MemoBatch& batch, std::span<std::byte> out) {
-  batch.assemble({&out, 1});
-}
+void assemble_bytes(const MemoBatch& batch, std::span<std::byte> out) { batch.assemble({&out, 1}); }
 
 void assemble_into_buffer(const MemoBatch& batch, nb::handle destination) {
   const Writable out(destination);
