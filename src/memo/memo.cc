@@ -3,31 +3,23 @@
 #include <tensorkey/error.h>
 
 #include <algorithm>
-#include <charconv>
 #include <mutex>
+#include <string>
 #include <utility>
 
 #include "memo/memo_impl.h"
-#include "store/entry_block.h"
 
 namespace tensorkey {
 
+using internal::Block;
 using internal::is_row;
 using internal::Lookup;
 
 namespace internal {
 
-std::string leaf_name(std::size_t k) { return std::to_string(k); }
-
-bool is_row(const EntryPtr& entry) {
-  if (!entry) return false;
-  const std::size_t count = entry->tensor_count();
-  if (count == 1) return entry->tensor(0).name.empty();
-  for (std::size_t k = 0; k < count; ++k) {
-    std::size_t number = 0;
-    const std::string_view name = entry->tensor(k).name;
-    const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), number);
-    if (error != std::errc() || end != name.data() + name.size() || number != k) return false;
+bool has_leaf_names(const Entry& entry) {
+  for (std::size_t k = 0; k < entry.tensor_count(); ++k) {
+    if (entry.tensor(k).name != std::to_string(k)) return false;
   }
   return true;
 }
@@ -41,11 +33,9 @@ double seconds_between(std::chrono::steady_clock::time_point start,
   return std::chrono::duration<double>(end - start).count();
 }
 
-std::uint64_t stored_bytes(const Entry& entry) {
-  const std::size_t count = entry.tensor_count();
-  if (count < 2) return internal::block_of(entry).bytes;
-  std::uint64_t bytes = 0;
-  for (std::size_t k = 0; k < count; ++k) bytes += entry.tensor(k).data.size();
+std::uint64_t stored_bytes(const Block& row) {
+  std::uint64_t bytes = row.bytes;
+  for (std::size_t k = 1; k < row.tensors; ++k) bytes += internal::leaf_of(row, k).bytes;
   return bytes;
 }
 
@@ -70,13 +60,13 @@ void MemoBatch::Impl::know(std::size_t slot, EntryPtr entry) {
 }
 
 void MemoBatch::Impl::count_hit(MemoStats& stats, std::size_t slot) const {
-  const Entry& entry = *entries[slot];
+  const Block& row = internal::block_of(*entries[slot]);
   const std::uint64_t uses = distinct.uses(slot);
   stats.lookups += uses;
   stats.hits += uses;
   stats.duplicates += uses - 1;
-  stats.seconds_saved += entry.seconds() * static_cast<double>(uses);
-  stats.bytes_read += stored_bytes(entry) * uses;
+  stats.seconds_saved += row.seconds * static_cast<double>(uses);
+  stats.bytes_read += stored_bytes(row) * uses;
 }
 
 void MemoBatch::Impl::count_found(std::span<const std::size_t> slots, bool waited) {

@@ -46,6 +46,21 @@ void check_leaf_count(std::size_t count, std::size_t known) {
           "batch have " + std::to_string(known) + "; expected one number for all rows");
 }
 
+const std::byte* bytes_of(const Entry& entry, const internal::Item& leaf) noexcept {
+  return reinterpret_cast<const std::byte*>(&internal::block_of(entry)) + leaf.data;
+}
+
+const std::int64_t* dims_of(const Entry& entry, const internal::Item& leaf) noexcept {
+  const auto* const begin = reinterpret_cast<const std::byte*>(&internal::block_of(entry));
+  return reinterpret_cast<const std::int64_t*>(begin + leaf.dims);
+}
+
+void prefetch(const std::byte* from, std::size_t bytes) noexcept {
+  constexpr std::size_t kLine = 64;
+  constexpr std::size_t kMost = 2048;  // from there on the processor sees by itself what comes
+  for (std::size_t i = 0; i < std::min(bytes, kMost); i += kLine) __builtin_prefetch(from + i);
+}
+
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
@@ -136,7 +151,7 @@ void MemoBatch::insert(std::size_t first, std::size_t count, std::span<const Ten
   double saved = 0;
   std::uint64_t rejections = 0;
   std::vector<std::string> names(leaves);
-  for (std::size_t k = 0; leaves > 1 && k < leaves; ++k) names[k] = internal::leaf_name(k);
+  for (std::size_t k = 0; leaves > 1 && k < leaves; ++k) names[k] = std::to_string(k);
   std::vector<std::vector<std::byte>> gathered(leaves);
   std::vector<std::vector<std::byte>> encoded(leaves);
   std::vector<TensorParts> tensors(leaves);
@@ -182,6 +197,35 @@ void MemoBatch::fail(const std::exception_ptr& error) noexcept {
 
 // --- Assemble
 
+// Writes leaf k of all rows. Rows that lie far apart in memory are on their way to the caches while
+// the one before is copied.
+void MemoBatch::Impl::copy_leaf(std::size_t k, std::size_t row_bytes, std::byte* to) const {
+  const internal::Item& known = internal::leaf_of(internal::block_of(*example), k);
+  const std::int64_t* const dims = dims_of(*example, known);
+  const std::size_t rows = distinct.rows();
+  const auto row_of = [&](std::size_t row) -> const Entry& {
+    return *entries[distinct.slot_of(row)];
+  };
+  const auto item_of = [&](std::size_t row) -> const internal::Item& {
+    return internal::leaf_of(internal::block_of(row_of(row)), k);
+  };
+  for (std::size_t row = 0; row < rows; ++row, to += row_bytes) {
+    const Entry& entry = row_of(row);
+    const internal::Item& leaf = item_of(row);
+    if (leaf.dtype != known.dtype || leaf.rank != known.rank ||
+        !std::equal(dims, dims + known.rank, dims_of(entry, leaf))) {
+      check_same_leaf(example->tensor(k), leaf.dtype, entry.tensor(k).shape);
+    }
+    if (row_bytes == 0) continue;
+    if (leaf.codec != Codec::kRaw) {
+      decode(entry.tensor(k), {to, row_bytes});
+      continue;
+    }
+    if (row + 1 < rows) prefetch(bytes_of(row_of(row + 1), item_of(row + 1)), row_bytes);
+    std::memcpy(to, bytes_of(entry, leaf), row_bytes);
+  }
+}
+
 void MemoBatch::assemble(std::span<const std::span<std::byte>> outs) const {
   const Impl& self = *impl_;
   const Clock::time_point start = Clock::now();
@@ -197,17 +241,7 @@ void MemoBatch::assemble(std::span<const std::span<std::byte>> outs) const {
       invalid("[MemoBatch::assemble] room for " + std::to_string(outs[k].size()) +
               " bytes; expected " + std::to_string(rows) + " rows of " + std::to_string(row_bytes));
     }
-    std::byte* to = outs[k].data();
-    for (std::size_t row = 0; row < rows; ++row, to += row_bytes) {
-      const TensorParts leaf = self.entries[self.distinct.slot_of(row)]->tensor(k);
-      check_same_leaf(self.example->tensor(k), leaf.dtype, leaf.shape);
-      if (row_bytes == 0) continue;
-      if (leaf.codec == Codec::kRaw) {
-        std::memcpy(to, leaf.data.data(), row_bytes);
-      } else {
-        decode(leaf, {to, row_bytes});
-      }
-    }
+    if (rows > 0) self.copy_leaf(k, row_bytes, outs[k].data());
   }
   const std::lock_guard lock(self.memo->mutex);
   self.memo->stats.seconds_copy += seconds_since(start);

@@ -7,11 +7,11 @@
 
 #include <array>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -19,6 +19,7 @@
 #include "memo/memo_pending.h"
 #include "memo/rows.h"
 #include "store/cache_impl.h"
+#include "store/entry_block.h"
 
 namespace tensorkey {
 
@@ -79,6 +80,7 @@ struct MemoBatch::Impl {
                      std::span<const Key> inputs) const;
   [[nodiscard]] EntryPtr keep_row(const EntryParts& parts, bool& stored);
   void write(std::span<const EntryPtr> stored, std::size_t first, double seconds);
+  void copy_leaf(std::size_t k, std::size_t row_bytes, std::byte* to) const;
 
   std::shared_ptr<Memo::Impl> memo;
   internal::Tiers* tiers = nullptr;  // of the memo's cache, like flights
@@ -101,12 +103,22 @@ struct MemoBatch::Impl {
 
 namespace internal {
 
+// Leaf k of a row, without what Entry::tensor copies. REQUIRES: there is one.
+[[nodiscard]] inline const Item& leaf_of(const Block& row, std::size_t k) noexcept {
+  const auto* const begin = reinterpret_cast<const std::byte*>(&row);
+  const std::byte* const items = begin + sizeof(Block) + (row.has_input ? sizeof(Key) : 0);
+  return reinterpret_cast<const Item*>(items)[k];
+}
+
+[[nodiscard]] bool has_leaf_names(const Entry& entry);
+
 // An entry whose tensors are the leaves of a row: without a name if there is one, named by their
 // number if there are several. One that somebody put under the key with others is no answer.
-[[nodiscard]] bool is_row(const EntryPtr& entry);
-
-// Name of leaf k of several.
-[[nodiscard]] std::string leaf_name(std::size_t k);
+[[nodiscard]] inline bool is_row(const EntryPtr& entry) {
+  if (!entry) return false;
+  const Block& block = block_of(*entry);
+  return block.tensors == 1 ? leaf_of(block, 0).name_bytes == 0 : has_leaf_names(*entry);
+}
 
 }  // namespace internal
 
