@@ -185,10 +185,12 @@ bool run(Memo& memo, const std::vector<std::uint64_t>& ids, Counts& counts) {
       }
     }
     const std::array<std::int64_t, 2> out{static_cast<std::int64_t>(missing.size()), kWidth};
-    if (!missing.empty()) batch.insert(0, missing.size(), view(output.data(), out), 0.001);
+    const TensorView rows = view(output.data(), out);
+    if (!missing.empty()) batch.insert(0, missing.size(), {&rows, 1}, 0.001);
   } while (batch.wait() != MemoBatch::Wait::kDone);
   std::vector<float> result(input.size());
-  batch.assemble(std::as_writable_bytes(std::span(result)));
+  const std::span<std::byte> bytes = std::as_writable_bytes(std::span(result));
+  batch.assemble({&bytes, 1});
   return std::ranges::equal(result, input, {}, {}, answer);
 }
 
