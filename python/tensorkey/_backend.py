@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from tensorkey import _core
@@ -78,7 +78,3 @@ class Backend(Protocol):
 
     def restore(self, saved: Any) -> None:
         """Write the copies back."""
-
-
-Adapter = tuple[Callable[[Any], Any], Callable[[Any], Any]]
-"""From the output of a layer to a nest of tensors, and back."""

@@ -63,7 +63,7 @@ class _Question:
     def __init__(self, engine: Engine, arguments: Arguments) -> None:
         self._engine = engine
         self._arguments = arguments
-        self._tensors = arguments.members(engine.backend)
+        self._tensors = engine.members(arguments)
         self._about, self._state = engine.about(arguments, arguments.form)
         self._seen = engine.history.about(self._about, self._state)
 

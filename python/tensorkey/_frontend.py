@@ -25,14 +25,15 @@ from time import perf_counter
 from typing import Any
 
 from tensorkey import _core, errors
+from tensorkey._adapters import OutputAdapter
 from tensorkey._backend import Backend, Bypass
 from tensorkey._encoding import plain
 from tensorkey._fingerprint import Fingerprint, State
 from tensorkey._history import History
-from tensorkey._inputs import Arguments, Signature
-from tensorkey._layer_runner import FetchingRunner, Runner
+from tensorkey._inputs import Signature
+from tensorkey._layer_runner import Batch, FetchingRunner, Nothing, Runner
 from tensorkey._options import Options
-from tensorkey._outputs import OutputForm
+from tensorkey._outputs import OutputForm, output_form
 from tensorkey._own_keys import Id
 from tensorkey._stats import LayerStats
 from tensorkey._trim import Trimmed
@@ -57,12 +58,13 @@ class Engine:
         self.cache = options.make_cache()
         self.backend = backend
         self.fingerprint = fingerprint
-        self.signature = Signature(method, backend, whole=options.rows == "batch")
-        self.adapter = options.outputs
+        self.whole = options.rows == "batch" or options.by == "structure"
+        self.signature = Signature(method, backend, whole=self.whole)
+        self.adapter = None if options.outputs is None else OutputAdapter(options.outputs)
         self.core = _core.LayerEngine(
             self.cache,
             chunk=0 if options.chunk == "auto" else options.chunk,
-            rows_are_batches=options.rows == "batch",
+            rows_are_batches=self.whole,
             probe=options.probe,
             accept_slot=options.bits == "slot",
             verify=options.verify,
@@ -129,15 +131,16 @@ class Engine:
         self.assume("the caller's own keys: an id is taken to mean one input")
         if fetch is not None:
             runner: Runner = FetchingRunner(self, fetch)
-            arguments, form = runner.arguments, b""
+            form = b""
         else:
             arguments = self.signature.take(args, kwargs)
             if arguments.rows != len(ids):
                 raise errors.InvalidArgument(
                     f"[with_keys] {len(ids)} keys for {arguments.rows} rows; expected one key a row"
                 )
-            runner, form = Runner(self, arguments), arguments.fixed
-        with self.ask(arguments, ids, runner, form) as answer:
+            runner = Runner(self, arguments)
+            form = b"" if arguments.bare else arguments.form
+        with self.ask(runner.arguments, ids, runner, form) as answer:
             output = self.together(*self.read(answer))
             self.done(answer, runner.arguments, start)
             return output
@@ -155,7 +158,7 @@ class Engine:
 
     def ask(
         self,
-        arguments: Arguments,
+        arguments: Batch,
         ids: Sequence[Id] | None,
         runner: Runner,
         form: bytes,
@@ -168,7 +171,7 @@ class Engine:
             self.history.called(about, state.weights)
         try:
             return self.core.answer(
-                arguments.members(self.backend) if ids is None else (),
+                self.members(arguments) if ids is None else (),
                 arguments.paths if ids is None else (),
                 ids,
                 about,
@@ -184,18 +187,20 @@ class Engine:
             self.core.error(type(error).__name__)
             raise
 
+    def members(self, arguments: Batch) -> list[Any]:
+        """Return the tensors whose rows have keys."""
+        if self.whole:
+            return [self.backend.lift(tensor) for tensor in arguments.tensors]
+        return arguments.tensors
+
     def read(self, answer: _core.LayerAnswer) -> tuple[OutputForm, Leaves, list[Any]]:
         """Copy an answer into memory of the framework's, on the host."""
         encoded = answer.form
         form = self._forms.get(encoded)
         if form is None:
-            try:
-                form = OutputForm(encoded)
-            except Exception as error:
-                raise Bypass(f"its output cannot be made again here: {error}") from None
             if len(self._forms) >= _MAX_FORMS:
                 self._forms.clear()
-            self._forms[encoded] = form
+            self._forms[encoded] = form = output_form(encoded)
         leaves = answer.leaves
         allocate = self.backend.allocate
         memories = [allocate(dtype, shape) for dtype, shape, _ in leaves]
@@ -209,18 +214,18 @@ class Engine:
     def together(self, form: OutputForm, leaves: Leaves, memories: list[Any]) -> Any:
         """Make the layer's own output of its leaves."""
         output = form.unpack(self._delivered(form, leaves, memories))
-        return output if self.adapter is None else self.adapter[1](output)
+        return output if self.adapter is None else self.adapter.from_tensors(output)
 
     def _delivered(self, form: OutputForm, leaves: Leaves, memories: list[Any]) -> list[Any]:
-        deliver = self.backend.deliver
+        deliver, whole = self.backend.deliver, self.whole
         return [
-            deliver(memory, dtype, shape, device)
-            for memory, (dtype, shape, _), device in zip(
-                memories, leaves, form.devices, strict=True
+            deliver(memory, dtype, shape[1:] if whole and by_row else shape, noted[1])
+            for memory, (dtype, shape, by_row), noted in zip(
+                memories, leaves, form.leaves, strict=True
             )
         ]
 
-    def done(self, answer: _core.LayerAnswer, arguments: Arguments, start: float) -> None:
+    def done(self, answer: _core.LayerAnswer, arguments: Batch, start: float) -> None:
         """Count a call."""
         if answer.deviation[0]:
             self._look_at(answer.deviation)
@@ -239,7 +244,7 @@ class Engine:
             known = self._by_token[form.encoded] = find()
         return known
 
-    def about(self, arguments: Arguments, form: bytes) -> tuple[bytes, State]:
+    def about(self, arguments: Batch, form: bytes) -> tuple[bytes, State]:
         """Return what the answer depends on besides rows and weights, and the layer's state.
 
         Raises
@@ -265,7 +270,8 @@ class Engine:
         if reason is not None:
             raise Bypass(reason)
         portable = self.options.environment == "portable"
-        environment = backend.environment(arguments.example(), portable)
+        example = arguments.tensors[0] if arguments.tensors else None
+        environment = backend.environment(example, portable)
         known = (state.structure, environment, form)
         about = self._abouts.get(known)
         if about is None:
@@ -273,14 +279,12 @@ class Engine:
         return about, state
 
     def _describe(self, structure: bytes, environment: tuple[object, ...], form: bytes) -> bytes:
-        about = _core.blake3(
-            plain((*self._before, environment, *self._after, structure, form))
-        )
+        about = _core.blake3(plain((*self._before, environment, *self._after, structure, form)))
         if len(self._abouts) >= _MAX_ABOUTS:
             self._abouts.clear()
         self._abouts[structure, environment, form] = about
         self.history.describe(about, structure, environment, form)
-        for text in self.fingerprint.assumptions:
+        for text in self.fingerprint.assumptions():
             self.assume(text)
         return about
 
@@ -293,11 +297,7 @@ class Engine:
 
     def settle(self) -> None:
         """Look at all weights now, and store the rows that waited for it."""
-        try:
-            unchanged = self.fingerprint.settle()
-        except Exception:  # what cannot be read is not confirmed
-            unchanged = False
-        if unchanged:
+        if self.fingerprint.settle():
             self.core.confirm()
         else:
             self.core.drop_pending()
@@ -327,8 +327,7 @@ class Engine:
 
     def missing(self, ids: Sequence[Id]) -> list[int]:
         """Return positions of ids whose rows would have to be run."""
-        arguments = Arguments.nothing()
-        about, state = self.about(arguments, b"")
+        about, state = self.about(Nothing(), b"")
         return self.core.missing([], [], ids, about, state.weights, self.options.secret)
 
     def clear(self) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tensorkey import errors
-from tensorkey._inputs import Arguments
-from tensorkey._layer_runner import Output, Runner
+from tensorkey._layer_runner import Nothing, Output, Runner
 from tensorkey._outputs import pack
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ class _Stored(Runner):
     """Gives arrays in place of what a layer would compute."""
 
     def __init__(self, engine: Engine, arrays: Sequence[Any]) -> None:
-        super().__init__(engine, Arguments.nothing())
+        super().__init__(engine, Nothing())
         self._backend = engine.backend
         self._arrays = arrays
 

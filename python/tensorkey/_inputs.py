@@ -77,6 +77,20 @@ class Arguments:
         return self._plan.form
 
     @property
+    def bare(self) -> bool:
+        """Whether there is nothing but tensors with rows, each an argument."""
+        return self._plan.bare
+
+    def replaced(self, tensors: list[Any], rows: int) -> Arguments:
+        """Return the same arguments with other tensors in the places of ``tensors``."""
+
+        def keep(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            return args, kwargs
+
+        args, kwargs = self.call(keep, tensors)
+        return Arguments(rows, tensors, self._plan, args, kwargs)
+
+    @property
     def assumed(self) -> Sequence[str]:
         """What of the arguments could not be read, and is assumed not to matter."""
         return self._plan.assumed
@@ -95,13 +109,19 @@ class Arguments:
 class _Plan:
     """What calls have in common whose arguments differ in the contents of tensors only."""
 
-    __slots__ = ("assumed", "form", "lengths", "order", "paths", "places")
+    __slots__ = ("assumed", "bare", "form", "lengths", "order", "paths", "places")
 
     def __init__(
-        self, encoder: InputEncoder, form: bytes, places: list[int | str], order: list[int] | None
+        self,
+        encoder: InputEncoder,
+        form: bytes,
+        bare: bool,
+        places: list[int | str],
+        order: list[int] | None,
     ) -> None:
         self.paths = encoder.paths
         self.form = form
+        self.bare = bare
         self.assumed = encoder.assumed
         self.lengths = frozenset(encoder.lengths)
         self.places = places
@@ -270,7 +290,7 @@ class Signature:
         binding = self._binding(len(args), tuple(kwargs))
         encoder = InputEncoder(self._framework, whole=self._whole)
         try:
-            form = self._encoded(binding, encoder, args, kwargs)
+            form, bare = self._encoded(binding, encoder, args, kwargs)
             encoder.check()
         except NoKey as reason:
             raise Bypass(str(reason)) from None
@@ -279,7 +299,7 @@ class Signature:
             raise Bypass("no tensor with rows among the arguments")
         if not rows:
             raise Bypass("a batch of 0 rows")
-        plan = _Plan(encoder, form, binding.places, None)
+        plan = _Plan(encoder, form, bare, binding.places, None)
         self._tensors.update(map(type, encoder.tensors))
         if traced is not None and not encoder.others:
             plan.order = self._order(binding, args, kwargs)
@@ -303,7 +323,7 @@ class Signature:
         encoder: InputEncoder,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-    ) -> bytes:
+    ) -> tuple[bytes, bool]:
         declared, named = [], []
         for key, at, default in binding.declared:
             encoded = encoder.encode(args[at] if isinstance(at, int) else kwargs[at], key)
@@ -316,7 +336,9 @@ class Signature:
         parts = [sequence(b"d", declared), sequence(b"t", positional), sequence(b"d", named)]
         # Functions among the arguments count with the versions of what they name.
         versions = [text(root) + text(version_of(root)) for root in sorted(encoder.roots)]
-        return sequence(b"t", [spelled, *parts, *versions])
+        values = [*declared[1::2], *positional, *named[1::2]]
+        bare = all(value.startswith(b"r") for value in values)
+        return sequence(b"t", [spelled, *parts, *versions]), bare
 
     def _order(
         self, binding: _Binding, args: tuple[Any, ...], kwargs: dict[str, Any]

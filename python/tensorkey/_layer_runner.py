@@ -7,13 +7,45 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from tensorkey import _core, errors
-from tensorkey._backend import Adapter, Backend, Bypass
+from tensorkey._adapters import OutputAdapter
+from tensorkey._backend import Backend, Bypass
 from tensorkey._fingerprint import Fingerprint
-from tensorkey._inputs import Arguments, Signature
+from tensorkey._inputs import Signature
 from tensorkey._outputs import pack
 from tensorkey._random_state import RandomState
 
 Output = tuple[Sequence[Any], Sequence[str], bytes, float]
+
+
+class Batch(Protocol):
+    """The arguments of a call, see _inputs.py."""
+
+    @property
+    def rows(self) -> int:
+        """The batch size."""
+
+    @property
+    def tensors(self) -> list[Any]:
+        """Those with a row for each of the batch."""
+
+    @property
+    def paths(self) -> list[str]:
+        """Where they are."""
+
+    def call(self, run: Callable[..., Any], tensors: Sequence[Any]) -> Any:
+        """Call a function with other tensors in their places."""
+
+
+class Nothing:
+    """The arguments of a call by keys alone."""
+
+    rows = 0
+    tensors: list[Any] = []
+    paths: list[str] = []
+
+    def call(self, run: Callable[..., Any], tensors: Sequence[Any]) -> Any:
+        """There is nothing to run: a function asked for rows that it did not fetch."""
+        raise errors.InternalError("[CachedLayer] a layer was to be run without its inputs")
 
 
 class Layer(Protocol):
@@ -22,13 +54,15 @@ class Layer(Protocol):
     backend: Backend
     fingerprint: Fingerprint
     signature: Signature
-    adapter: Adapter | None
+    adapter: OutputAdapter | None
+    whole: bool
+    """Whether the whole input is one row."""
 
 
 class Runner:
     """Runs a layer on rows of the caller's arguments."""
 
-    def __init__(self, layer: Layer, arguments: Arguments) -> None:
+    def __init__(self, layer: Layer, arguments: Batch) -> None:
         self._layer = layer
         self.arguments = arguments
         self.rows_run = 0
@@ -44,29 +78,31 @@ class Runner:
         """Run the layer on copies of these rows."""
         return self._run(self.arguments, positions)
 
-    def _run(self, arguments: Arguments, positions: list[int]) -> Output:
-        return self._timed(arguments, arguments.take(self._layer.backend, positions), len(positions))
-
-    def _timed(self, arguments: Arguments, tensors: Sequence[Any], rows: int) -> Output:
-        layer = self._layer
+    def _run(self, arguments: Batch, positions: list[int]) -> Output:
+        layer, rows = self._layer, len(positions)
+        backend = layer.backend
+        tensors = arguments.tensors
+        taken = backend.copy(tensors) if layer.whole else backend.take(tensors, positions)
         start = perf_counter()
         try:
-            output = arguments.call(layer.backend.run, tensors)
+            output = arguments.call(backend.run, taken)
         except Exception as error:
-            if rows > arguments.rows and layer.backend.out_of_memory(error):
+            if rows > arguments.rows and backend.out_of_memory(error):
                 raise Bypass(
                     f"out of memory in a chunk of {rows} rows; chunk=1 needs less"
                 ) from error
             raise
         if layer.adapter is not None:
-            output = layer.adapter[0](output)
-        packed = pack(output, layer.backend)
-        layer.backend.finish(packed.leaves)
+            output = layer.adapter.to_tensors(output)
+        like = taken[0] if taken else None
+        leaves, paths, form = pack(output, backend, rows=None if layer.whole else rows, like=like)
+        backend.finish(leaves)
         seconds = perf_counter() - start
         self.rows_run += rows
-        self.device_bytes += sum(map(layer.backend.device_bytes, packed.leaves))
-        leaves = arguments.lifted(layer.backend, packed.leaves)
-        return leaves, packed.paths, packed.form, seconds
+        self.device_bytes += sum(map(backend.device_bytes, leaves))
+        if layer.whole:
+            leaves = [backend.lift(leaf) for leaf in leaves]
+        return leaves, paths, form, seconds
 
     def input_keys(self, positions: list[int]) -> list[_core.Key]:
         """Return content keys of rows, for entries under the caller's own keys."""
@@ -80,7 +116,7 @@ class Runner:
     def changes(self) -> list[str]:
         """Return what changed in the layer since the last call, by name."""
         fingerprint = self._layer.fingerprint
-        reading = fingerprint.reading(fresh=True)
+        reading = fingerprint.read()
         digests = {
             path: _core.change_digest([tensor])
             for path, tensor in zip(reading.names, reading.tensors, strict=True)
@@ -115,7 +151,7 @@ class FetchingRunner(Runner):
     """Asks the caller for the rows that must be run, when they must be."""
 
     def __init__(self, layer: Layer, fetch: Callable[[list[int]], Any]) -> None:
-        super().__init__(layer, Arguments.nothing())
+        super().__init__(layer, Nothing())
         self._fetch = fetch
         self._places: dict[int, int] = {}
 
@@ -131,6 +167,11 @@ class FetchingRunner(Runner):
         reason = self._layer.backend.unfit_inputs(fetched.tensors)
         if reason is not None:
             raise Bypass(reason)
+        if not fetched.bare:
+            raise errors.InvalidArgument(
+                "[with_keys] the function gave more than tensors with a row for each position; "
+                "expected nothing that all rows share: bind it to the layer, or pass the batch"
+            )
         self.arguments = fetched
         self._places = {position: place for place, position in enumerate(positions)}
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from tensorkey import errors
-from tensorkey._backend import Adapter
+from tensorkey._adapters import OutputAdapter
 from tensorkey._cache import ActivationCache
 
 Codec = Literal["raw", "lossless", "fp16", "bf16"]
@@ -64,7 +64,7 @@ class Options:
     state: Any = None
     ignore: Sequence[str] = ()
     environment: Literal["exact", "portable"] = "exact"
-    outputs: Adapter | None = None
+    outputs: tuple[Callable[[Any], Any], Callable[[Any], Any]] | None = None
     trim: Trim | None = None
     probe: bool = True
     bits: Literal["chunk", "slot"] = "chunk"
@@ -96,18 +96,12 @@ class Options:
             _wrong("tolerance", self.tolerance, "0 or more")
         if isinstance(self.ignore, str) or not all(isinstance(name, str) for name in self.ignore):
             _wrong("ignore", self.ignore, "names of attributes, such as ('calls', 'head.log')")
-        self._check_outputs()
+        if self.outputs is not None:
+            OutputAdapter(self.outputs)
         self._check_trim()
         secret = self.secret
         if secret is not None and (type(secret) is not bytes or len(secret) != 32):
             raise errors.InvalidArgument("[CachedLayer] secret must be exactly 32 bytes")
-
-    def _check_outputs(self) -> None:
-        outputs = self.outputs
-        if outputs is None:
-            return
-        if not (isinstance(outputs, tuple) and len(outputs) == 2 and all(map(callable, outputs))):
-            _wrong("outputs", outputs, "two functions: (to_tensors, from_tensors)")
 
     def _check_trim(self) -> None:
         trim = self.trim

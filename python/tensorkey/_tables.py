@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tensorkey import errors
-from tensorkey._inputs import Arguments
-from tensorkey._layer_runner import Runner
+from tensorkey._layer_runner import Nothing, Runner
 from tensorkey._own_keys import Id
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ class _Absent(Runner):
     """Stands where a layer would be run: everything must be there."""
 
     def __init__(self, engine: Engine, ids: Sequence[Id]) -> None:
-        super().__init__(engine, Arguments.nothing())
+        super().__init__(engine, Nothing())
         self._ids = ids
 
     def prepare(self, positions: list[int]) -> None:
@@ -37,7 +36,9 @@ def _missing(ids: Sequence[Id], positions: Sequence[int]) -> errors.MissingKey:
 def to_table(engine: Engine, ids: Sequence[Id]) -> Any:
     """Return the outputs for these ids as one batch."""
     _check(engine, ids)
-    return engine.answer_stored(ids, _Absent(engine, ids), lambda form, tensors: form.unpack(tensors))
+    return engine.answer_stored(
+        ids, _Absent(engine, ids), lambda form, tensors: form.unpack(tensors)
+    )
 
 
 def _check(engine: Engine, ids: Sequence[Id]) -> None:

@@ -21,9 +21,7 @@ from tensorkey._layer_runner import Runner
 if TYPE_CHECKING:
     from tensorkey._frontend import Engine
 
-NOTE = (
-    "trim: rows run at canonical lengths, and padded positions of outputs by token are zeros"
-)
+NOTE = "trim: rows run at canonical lengths, and padded positions of outputs by token are zeros"
 
 
 def canonical(length: int) -> int:
