@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tensorkey import _explain, _import, _precompute, _tables
 from tensorkey._cache import ActivationCache
-from tensorkey._own_keys import KeyedLayer, Id, checked_ids
+from tensorkey._own_keys import Id, KeyedLayer, checked_ids
 from tensorkey._stats import LayerStats
 
 if TYPE_CHECKING:

@@ -141,7 +141,8 @@ def _makers(layer: Any) -> tuple[Callable[..., Any], Callable[[], Any]]:
 
         return torch.no_grad()(layer), lambda: CachedLayer(layer, bypass="never")
     raise errors.Unsupported(
-        f"[check] {type(layer).__name__}; expected a torch.nn.Module, a Keras layer or a CachedLayer"
+        f"[check] {type(layer).__name__}; expected a torch.nn.Module, a Keras layer or "
+        "a CachedLayer"
     )
 
 

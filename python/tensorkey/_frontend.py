@@ -35,6 +35,7 @@ from tensorkey._layer_runner import Batch, FetchingRunner, Nothing, Runner
 from tensorkey._options import Options
 from tensorkey._outputs import OutputForm, output_form
 from tensorkey._own_keys import Id
+from tensorkey._sizes import format_bytes
 from tensorkey._stats import LayerStats
 from tensorkey._trim import Trimmed
 
@@ -329,6 +330,23 @@ class Engine:
         """Return positions of ids whose rows would have to be run."""
         about, state = self.about(Nothing(), b"")
         return self.core.missing([], [], ids, about, state.weights, self.options.secret)
+
+    def describe(self) -> list[str]:
+        """Return what answers are known to depend on besides the rows, in words."""
+        told = [f"method {self._before[3]}, rows={self._before[4]!r}"]
+        if self.fingerprint.mode == "manual":
+            return [*told, "the scope, by the caller's word"]
+        reading = self.fingerprint.reading()
+        size = sum(int(getattr(tensor, "nbytes", 0)) for tensor in reading.tensors)
+        told.append(f"{len(reading.tensors)} tensors of weights and buffers, {format_bytes(size)}")
+        classes = sorted({type(module).__qualname__ for module in reading.modules})
+        shown = ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")
+        told.append(f"code and attributes of {len(reading.modules)} modules: {shown}")
+        if self._after[0]:
+            told.append(f"scope {self._after[0]!r}")
+        environments = {environment for _, environment, _ in self._abouts}
+        told += [f"environment {', '.join(map(str, one))}" for one in sorted(environments, key=str)]
+        return told
 
     def clear(self) -> None:
         """Drop this layer's entries; the counters stay."""

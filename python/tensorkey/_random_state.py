@@ -1,4 +1,4 @@
-"""The random states that a layer may draw from: Python's, NumPy's if it is loaded, the framework's."""
+"""Random states that a layer may draw from: of Python, of NumPy if it is loaded, of a framework."""
 
 from __future__ import annotations
 
