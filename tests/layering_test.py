@@ -30,6 +30,8 @@ HEADER_LAYER = {
     "entry_format": "store",
     "bypass": "memo",
     "hints": "memo",
+    "layer": "memo",
+    "probe": "memo",
     "tensorkey": "frontends",
     "torch": "frontends",
 }
