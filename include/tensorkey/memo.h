@@ -6,9 +6,9 @@
 //   MemoBatch batch = memo.lookup(members, {.scope = fingerprint});
 //   do {
 //     for (std::size_t first = 0; first < batch.missing().size(); first += 32)
-//       batch.insert(first, 32, run(rows at batch.missing()[first ...]), seconds);
+//       batch.insert(first, 32, outputs of the rows at batch.missing()[first ...], seconds);
 //   } while (batch.wait() != MemoBatch::Wait::kDone);  // rows that other threads compute
-//   batch.assemble(out);                        // rows() rows, hits and computed ones, in order
+//   batch.assemble(outs);                       // rows() rows, hits and computed ones, in order
 //
 // Memo is thread-safe; a MemoBatch belongs to one thread. Rows are told apart by their tuple keys
 // (or content keys, for one tensor), so the promise is that of keys: 128-bit collision resistance.
@@ -98,8 +98,8 @@ class TENSORKEY_EXPORT MemoBatch {
 
   // The entry of a row of the batch. REQUIRES: it is known.
   [[nodiscard]] const Entry& entry(std::size_t row) const noexcept;
-  // Whether the row was known before any of this batch was computed. A row that another one of the
-  // batch answers is as that one.
+  // Whether the row was not for this batch to compute. A row that another one of the batch answers
+  // is as that one.
   [[nodiscard]] bool was_hit(std::size_t row) const noexcept;
 
  private:

@@ -11,6 +11,7 @@
 #include <exception>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -80,7 +81,7 @@ void insert(Batch& self, std::size_t first, std::size_t count, nb::handle output
   const Borrowed borrowed(output.ptr());
   const MaybeReleaseGil release(self.stores() ? kReleaseGilBytes
                                               : checked_bytes(borrowed.view(), "MemoBatch.insert"));
-  batch.insert(first, count, borrowed.view(), seconds);
+  batch.insert(first, count, {&borrowed.view(), 1}, seconds);
 }
 
 // Whether all rows are known. Most batches have nothing to wait for.
@@ -94,10 +95,14 @@ bool wait(Batch& self) {
   }
 }
 
+void assemble_bytes(const MemoBatch& batch, std::span<std::byte> out) {
+  batch.assemble({&out, 1});
+}
+
 void assemble_into_buffer(const MemoBatch& batch, nb::handle destination) {
   const Writable out(destination);
   const MaybeReleaseGil release(out.bytes().size());
-  batch.assemble(out.bytes());
+  assemble_bytes(batch, out.bytes());
 }
 
 // A PyTorch tensor exports no buffer: its memory comes over DLPack, where nothing is read-only.
@@ -120,7 +125,7 @@ void assemble(Batch& self, nb::handle destination) {
                 "[MemoBatch.assemble] expected a PyTorch tensor on the CPU or a writable buffer");
   }
   const MaybeReleaseGil release(bytes);
-  batch.assemble({const_cast<std::byte*>(static_cast<const std::byte*>(view.data)), bytes});
+  assemble_bytes(batch, {const_cast<std::byte*>(static_cast<const std::byte*>(view.data)), bytes});
 }
 
 std::optional<std::pair<std::string, nb::tuple>> example(Batch& self) {

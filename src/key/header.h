@@ -13,11 +13,11 @@
 
 namespace tensorkey::internal {
 
-enum class Kind : std::uint8_t { kContent = 1, kStructure = 2, kTuple = 3 };
+enum class Kind : std::uint8_t { kContent = 1, kStructure = 2, kTuple = 3, kOwn = 5 };
 
 struct Header {
   Kind kind = Kind::kContent;
-  DType dtype{};  // 0 in a tuple's header
+  DType dtype{};  // 0 for a tuple and for keys of the caller's own
   std::span<const std::int64_t> shape = {};
   std::string_view dtype_params = {};
 };

@@ -1,5 +1,6 @@
-// What a Memo and a batch of it are made of: shared by what a batch looks up, stores and puts
-// together (memo.cc), and what it claims and waits for (memo_wait.cc).
+// What a Memo and a batch of it are made of: shared by what looks up (memo.cc), what stores and
+// puts together (memo_batch.cc), what claims and waits (memo_wait.cc) and what keeps rows pending
+// (memo_pending.cc).
 #pragma once
 
 #include <tensorkey/memo.h>
@@ -10,33 +11,39 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "base/fork.h"
+#include "memo/memo_pending.h"
 #include "memo/rows.h"
 #include "store/cache_impl.h"
 
 namespace tensorkey {
 
 struct Memo::Impl {
-  Impl(std::shared_ptr<ActivationCache> the_cache, const MemoOptions& the_options)
-      : cache(std::move(the_cache)), options(the_options) {}
+  using Clock = std::chrono::steady_clock;
 
-  void count(internal::Lookup reason, std::uint64_t rows) {
-    stats.misses += rows;
-    switch (reason) {
-      case internal::Lookup::kNew: stats.misses_new += rows; break;
-      case internal::Lookup::kEvicted: stats.misses_evicted += rows; break;
-      case internal::Lookup::kExpired: stats.misses_expired += rows; break;
-      case internal::Lookup::kHit: break;
-    }
-  }
+  Impl(std::shared_ptr<ActivationCache> the_cache, const MemoOptions& the_options)
+      : cache(std::move(the_cache)),
+        tiers(cache->impl_->tiers),
+        flights(cache->impl_->flights),
+        options(the_options),
+        pending(tiers) {}
+
+  void count(internal::Lookup reason, std::uint64_t rows);
+  [[nodiscard]] static MemoBatch look_up(const std::shared_ptr<Impl>& memo, std::vector<Key> keys,
+                                         const KeyOptions& options, Keep keep,
+                                         Clock::time_point start);
 
   std::shared_ptr<ActivationCache> cache;
+  internal::Tiers& tiers;  // of the cache, like flights
+  internal::Flights& flights;
   MemoOptions options;
   internal::ForkMutex mutex;
   MemoStats stats;  // guarded by mutex
+  internal::PendingRows pending;
 };
 
 struct MemoBatch::Impl {
@@ -62,33 +69,44 @@ struct MemoBatch::Impl {
   // memo.cc
   void count_found(std::span<const std::size_t> slots, bool waited);
   void count_missing(std::size_t first);
-  void write(std::span<const EntryPtr> stored, std::size_t first, double seconds);
+  void count_hit(MemoStats& stats, std::size_t slot) const;
   [[nodiscard]] EntryPtr find(std::size_t slot) const;
   [[nodiscard]] Secret secret_of_entries() const noexcept;
   void know(std::size_t slot, EntryPtr entry);
-  void count_hit(MemoStats& stats, std::size_t slot) const;
+
+  // memo_batch.cc
+  void check_outputs(std::size_t first, std::size_t count, std::span<const TensorView> outputs,
+                     std::span<const Key> inputs) const;
+  [[nodiscard]] EntryPtr keep_row(const EntryParts& parts, bool& stored);
+  void write(std::span<const EntryPtr> stored, std::size_t first, double seconds);
 
   std::shared_ptr<Memo::Impl> memo;
   internal::Tiers* tiers = nullptr;  // of the memo's cache, like flights
   internal::Flights* flights = nullptr;
-  std::optional<std::array<std::uint8_t, 32>> secret;
+  internal::PendingRows::OwnSecret secret;
   std::uint64_t scope = 0;
+  Keep keep = Keep::kNow;
+  std::uint64_t ticket = 0;  // of the memo's pending rows
   internal::DistinctRows distinct;
   std::vector<EntryPtr> entries;           // of each slot; null: to be computed
   std::vector<std::int64_t> missing_rows;  // where each missing slot first appears, ascending
   std::vector<std::size_t> missing_slots;
   std::vector<internal::Lead> leads;  // of the missing slots
+  std::vector<bool> computed;         // slots that were ever missing; empty: none
   std::vector<Open> awaited;
   std::vector<Elsewhere> elsewhere;
   std::optional<std::chrono::steady_clock::time_point> elsewhere_until;
-  EntryPtr example;
+  const Entry* example = nullptr;  // one of the entries
 };
 
 namespace internal {
 
-[[nodiscard]] inline bool is_row(const EntryPtr& entry) {
-  return entry && entry->tensor_count() == 1;
-}
+// An entry whose tensors are the leaves of a row: without a name if there is one, named by their
+// number if there are several. One that somebody put under the key with others is no answer.
+[[nodiscard]] bool is_row(const EntryPtr& entry);
+
+// Name of leaf k of several.
+[[nodiscard]] std::string leaf_name(std::size_t k);
 
 }  // namespace internal
 

@@ -43,6 +43,17 @@ std::vector<float> layer(const std::vector<float>& input) {
   return output;
 }
 
+// Of rows that are one tensor.
+void insert(MemoBatch& batch, std::size_t first, std::size_t count, const TensorView& output,
+            double seconds) {
+  batch.insert(first, count, {&output, 1}, seconds);
+}
+
+void assemble(const MemoBatch& batch, std::span<float> out) {
+  const std::span<std::byte> bytes = std::as_writable_bytes(out);
+  batch.assemble({&bytes, 1});
+}
+
 void run_missing(MemoBatch& batch, const Rows& input, std::size_t chunk) {
   const auto missing = batch.missing();
   for (std::size_t first = 0; first < missing.size(); first += chunk) {
@@ -56,7 +67,7 @@ void run_missing(MemoBatch& batch, const Rows& input, std::size_t chunk) {
     }
     const std::vector<float> output = layer(rows);
     const Shape shape{static_cast<std::int64_t>(chunk), kWidth};
-    batch.insert(first, count, view(output.data(), shape), 1.0);
+    insert(batch, first, count, view(output.data(), shape), 1.0);
   }
 }
 
@@ -66,7 +77,7 @@ std::vector<float> call(Memo& memo, const std::vector<int>& ids, std::size_t chu
   MemoBatch batch = memo.lookup({&member, 1}, {});
   run_missing(batch, input, chunk);
   std::vector<float> out(input.values.size());
-  batch.assemble(std::as_writable_bytes(std::span(out)));
+  assemble(batch, out);
   EXPECT_EQ(out, layer(input.values));
   return out;
 }
@@ -85,7 +96,7 @@ TEST(Memo, RunsOnlyWhatIsMissingAndKeepsTheOrder) {
             (std::vector<std::int64_t>{1, 3}));
   run_missing(batch, input, 2);
   std::vector<float> out(input.values.size());
-  batch.assemble(std::as_writable_bytes(std::span(out)));
+  assemble(batch, out);
   EXPECT_EQ(out, layer(input.values));
 
   const MemoStats stats = memo.stats();
@@ -120,9 +131,9 @@ TEST(Memo, EntryLargerThanTheBoundIsComputedAndNotStored) {
   const std::vector<float> output(std::size_t{2} << 15, 1.5F);
   for (int i = 0; i < 2; ++i) {
     MemoBatch batch = memo.lookup({&member, 1}, {});
-    batch.insert(0, 2, view(output.data(), large), 1.0);
+    insert(batch, 0, 2, view(output.data(), large), 1.0);
     std::vector<float> out(output.size());
-    batch.assemble(std::as_writable_bytes(std::span(out)));
+    assemble(batch, out);
     EXPECT_EQ(out, output);
   }
   EXPECT_EQ(memo.stats().misses, 4U);
@@ -161,7 +172,7 @@ TEST(Memo, SeveralTensorsMakeOneRow) {
 TEST(Memo, BadInputChangesNothing) {
   EXPECT_THROW(Memo(nullptr), Error);
   Memo memo(cache());
-  EXPECT_THROW((void)memo.lookup({}, {}), Error);
+  EXPECT_THROW((void)memo.lookup(std::span<const TupleMember>(), {}), Error);
   const Rows x({1, 2});
   const Rows y({1});
   const TupleMember uneven[] = {{"x", x.tensor()}, {"y", y.tensor()}};
@@ -173,17 +184,17 @@ TEST(Memo, BadInputChangesNothing) {
   const TupleMember member{"x", x.tensor()};
   MemoBatch batch = memo.lookup({&member, 1}, {});
   std::vector<float> out(x.values.size());
-  EXPECT_THROW(batch.assemble(std::as_writable_bytes(std::span(out))), Error);
-  EXPECT_THROW(batch.insert(0, 3, x.tensor(), 0), Error);
-  EXPECT_THROW(batch.insert(2, 1, x.tensor(), 0), Error);
-  EXPECT_THROW(batch.insert(0, 2, y.tensor(), 0), Error);
-  EXPECT_THROW(batch.insert(0, 1, view(x.values.data(), scalar), 0), Error);
+  EXPECT_THROW(assemble(batch, out), Error);
+  EXPECT_THROW(insert(batch, 0, 3, x.tensor(), 0), Error);
+  EXPECT_THROW(insert(batch, 2, 1, x.tensor(), 0), Error);
+  EXPECT_THROW(insert(batch, 0, 2, y.tensor(), 0), Error);
+  EXPECT_THROW(insert(batch, 0, 1, view(x.values.data(), scalar), 0), Error);
   EXPECT_EQ(memo.cache().stats().entries, 0U);
-  batch.insert(0, 1, x.tensor(), 0);
+  insert(batch, 0, 1, x.tensor(), 0);
   const Shape narrow{2, 1};
-  EXPECT_THROW(batch.insert(1, 1, view(x.values.data(), narrow), 0), Error);
-  batch.insert(1, 1, x.tensor(), 0);
-  EXPECT_THROW(batch.assemble(std::as_writable_bytes(std::span(out).first(2))), Error);
+  EXPECT_THROW(insert(batch, 1, 1, view(x.values.data(), narrow), 0), Error);
+  insert(batch, 1, 1, x.tensor(), 0);
+  EXPECT_THROW(assemble(batch, std::span(out).first(2)), Error);
 }
 
 TEST(Memo, ABatchOutlivesItsMemo) {
@@ -194,7 +205,7 @@ TEST(Memo, ABatchOutlivesItsMemo) {
   memo.reset();
   run_missing(batch, x, 2);
   std::vector<float> out(x.values.size());
-  batch.assemble(std::as_writable_bytes(std::span(out)));
+  assemble(batch, out);
   EXPECT_EQ(out, layer(x.values));
 }
 
@@ -212,7 +223,9 @@ TEST(Memo, AnEntryOfAnotherKindUnderTheKeyOfARowIsNoAnswer) {
   const Rows x({1});
   std::array<Key, 1> keys;
   row_keys(x.tensor(), keys);
-  memo.cache().insert({.key = keys[0]});  // no tensor at all
+  const Shape none{0};
+  const TensorParts named{.name = "x", .shape = none};
+  memo.cache().insert({.key = keys[0], .tensors = {&named, 1}});
   call(memo, {1});
   EXPECT_EQ(memo.stats().misses, 1U);
 }
@@ -230,11 +243,11 @@ TEST(Memo, CodecsAreDecodedAndWhatIsLossyIsSoFromTheFirstAnswer) {
     std::vector<float> first(output.size());
     std::vector<float> second(output.size());
     MemoBatch batch = memo.lookup({&member, 1}, {});
-    batch.insert(0, 3, view(output.data(), shape), 1.0);
-    batch.assemble(std::as_writable_bytes(std::span(first)));
+    insert(batch, 0, 3, view(output.data(), shape), 1.0);
+    assemble(batch, first);
     const MemoBatch again = memo.lookup({&member, 1}, {});
     EXPECT_TRUE(again.missing().empty());
-    again.assemble(std::as_writable_bytes(std::span(second)));
+    assemble(again, second);
     EXPECT_EQ(first, second);
     EXPECT_EQ(first == output, !is_lossy(codec));
     for (std::size_t i = 0; i < output.size(); ++i) ASSERT_NEAR(first[i], output[i], 0.005);
@@ -249,7 +262,7 @@ std::vector<float> finish(MemoBatch& batch, const Rows& input) {
     run_missing(batch, input, 2);
   } while (batch.wait() != MemoBatch::Wait::kDone);
   std::vector<float> out(input.values.size());
-  batch.assemble(std::as_writable_bytes(std::span(out)));
+  assemble(batch, out);
   return out;
 }
 

@@ -20,8 +20,10 @@ using Clock = std::chrono::steady_clock;
 }  // namespace
 
 void MemoBatch::Impl::compute(std::size_t slot, Lead lead) {
-  missing_rows.push_back(distinct.first[slot]);
+  missing_rows.push_back(distinct.first(slot));
   missing_slots.push_back(slot);
+  if (computed.empty()) computed.resize(distinct.slots());
+  computed[slot] = true;
   leads.push_back(std::move(lead));
 }
 
@@ -30,7 +32,7 @@ void MemoBatch::Impl::compute(std::size_t slot, Lead lead) {
 void MemoBatch::Impl::take_over(std::span<const std::size_t> slots,
                                 std::span<const std::size_t> alone) {
   std::vector<Key> keys;
-  for (const std::size_t slot : slots) keys.push_back(distinct.keys[slot]);
+  for (const std::size_t slot : slots) keys.push_back(distinct.keys()[slot]);
   std::vector<Lead> guards;
   guards.reserve(slots.size());  // from here on every flight has its guard
   std::vector<Flights::Claim> claims;
@@ -64,7 +66,7 @@ void MemoBatch::Impl::ask_processes(std::vector<Elsewhere> rows, std::vector<std
   if (rows.empty()) return;
   std::vector<Key> keys;
   keys.reserve(rows.size());
-  for (const Elsewhere& row : rows) keys.push_back(distinct.keys[row.slot]);
+  for (const Elsewhere& row : rows) keys.push_back(distinct.keys()[row.slot]);
   std::vector<EntryPtr> known(rows.size());
   std::vector<Tiers::Claim> claims(rows.size());
   tiers->claim(keys, secret_of_entries(), known, claims);
@@ -137,7 +139,7 @@ bool MemoBatch::Impl::await_processes(const Flights::Deadline& deadline) {
     ask_processes(std::exchange(elsewhere, {}), found);
     if (Clock::now() >= *elsewhere_until) {
       for (auto& [slot, lead] : std::exchange(elsewhere, {})) {
-        tiers->store()->distrust(distinct.keys[slot]);
+        tiers->store()->distrust(distinct.keys()[slot]);
         compute(slot, std::move(lead));
       }
     }

@@ -70,6 +70,15 @@ def vectors(dtypes: dict[str, tuple[int, int]]):
     yield "rows of 1.5 KB", "rows", "", SECRET, "", f"x=float32||2,384|{data(3072)}"
     yield "rows without elements", "rows", "", "", "", "x=float32||3,0|"
     yield "rows of a tuple", "tuple_rows", b"s".hex(), "", "", f"{ids};{mask}"
+    one = b"1".hex()
+    yield "own, types apart", "own", "", "", "", f"int={one};text={one};bytes={one}"
+    ints = (0, -1, 7, 10, 2**63, -(10**40))
+    tensor = ";".join(f"int={str(number).encode().hex()}" for number in ints)
+    yield "own ints", "own", b"s".hex(), "", "", tensor
+    names = ("", "img_0001.png", "Größe 3/ü", "名前", "a" * 127, "b" * 128, "c" * 3000)
+    tensor = ";".join(f"text={name.encode().hex()}" for name in names)
+    yield "own names, scope and secret", "own", b"s".hex(), SECRET, "", tensor
+    yield "own bytes", "own", "", "", "", "bytes=;bytes=00;bytes=ff00;bytes=0000"
 
 
 def main() -> None:
