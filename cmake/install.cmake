@@ -4,7 +4,7 @@ include(CMakePackageConfigHelpers)
 include(GNUInstallDirs)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/tensorkey)
 
-install(TARGETS tensorkey EXPORT tensorkey-targets FILE_SET HEADERS)
+install(TARGETS tensorkey tensorkey-torch EXPORT tensorkey-targets FILE_SET HEADERS)
 if(TARGET tensorkey-simulate)
   install(TARGETS tensorkey-simulate)
 endif()

@@ -19,6 +19,7 @@ LAYERS = ("base", "view", "digest", "key", "map", "policy", "store", "memo", "fr
 RANK = {layer: rank for rank, layer in enumerate(LAYERS)}
 # Public headers whose layer has another name than they have.
 HEADER_LAYER = {
+    "canonical": "base",
     "export": "base",
     "error": "base",
     "version": "base",
@@ -30,6 +31,8 @@ HEADER_LAYER = {
     "entry_format": "store",
     "bypass": "memo",
     "hints": "memo",
+    "layer": "memo",
+    "probe": "memo",
     "tensorkey": "frontends",
     "torch": "frontends",
 }
@@ -49,6 +52,8 @@ BRINGS_NUMPY = {"tensorflow", "keras", "jax"}  # they do not work without it
 def layer_of(path: Path, root: Path) -> str | None:
     """Return the layer that a C++ file belongs to, None for files outside the layers."""
     parts = path.relative_to(root).parts
+    if parts[:3] == ("include", "tensorkey", "torch"):
+        return "frontends"
     if parts[:2] == ("include", "tensorkey"):
         return HEADER_LAYER.get(path.stem, path.stem)
     if parts[0] == "src":

@@ -1,6 +1,9 @@
 // The probe: whether the rows of a layer may be cached one by one, and in chunks of how many. It
 // runs the layer on rows of the caller's batch and compares bits:
 //
+// Before them: which leaves of the output have a row for each input row, from runs of two sizes;
+// the others must be the same whatever the rows.
+//
 // (a) slot: one row fills a chunk. Are all outputs equal, wherever the row stood?
 // (b) neighbours: the same row at the same slot among other rows. Is its output the same? For
 //     chunks of one row: alone against in the caller's batch, as information.
@@ -15,9 +18,9 @@
 
 #include <cstdint>
 #include <functional>
-#include <limits>
 #include <span>
 #include <string>
+#include <vector>
 
 #include <tensorkey/export.h>
 #include <tensorkey/layer.h>
@@ -42,7 +45,8 @@ TENSORKEY_EXPORT Gap gap(const TensorView& one, std::span<const std::int64_t> on
 
 struct ProbeOptions {
   std::uint32_t chunk = 32;
-  bool state_only = false;   // (c) alone
+  bool state_only = false;   // (c) alone; every leaf is by row
+  bool leaves_only = false;  // which leaves are by row, and nothing that proves anything
   bool accept_slot = false;  // (a) slight is accepted as it is
   // Seconds, for the bound of half a second after which a probe ends with what it has, but never
   // before three shifts, or two rows for (a), and (b).
@@ -51,12 +55,14 @@ struct ProbeOptions {
 
 struct ProbeResult {
   Verdict verdict;
+  std::vector<std::uint8_t> by_row;  // of each leaf: 1 or 0; empty if that was not reached
   std::uint64_t runs = 0;
   std::uint64_t rows = 0;
 };
 
 // REQUIRES: rows holds 1 to 16 positions of different rows, prepared. Restores the random state at
-// its end, and buffers if it refuses. Throws what the runner throws.
+// its end, and buffers unless its verdict is to cache. Throws what the runner throws, and
+// kInvalidArgument, with the leaf's path, for a leaf that is neither by row nor constant.
 TENSORKEY_EXPORT ProbeResult probe(LayerRunner& runner, std::span<const std::int64_t> rows,
                                    const ProbeOptions& options);
 

@@ -1,0 +1,19 @@
+// The frontend for LibTorch. One translation unit: the parts are in files by noun.
+#include <c10/util/Exception.h>
+#include <gtest/gtest.h>
+
+#include "view_tests.h"
+
+namespace {
+// LibTorch warns of features that the tests only want to see refused.
+struct Quiet : c10::WarningHandler {
+  void process(const c10::Warning& /*warning*/) override {}
+};
+}  // namespace
+
+int main(int argc, char** argv) {
+  Quiet quiet;
+  c10::WarningUtils::set_warning_handler(&quiet);
+  testing::InitGoogleTest(&argc, argv);
+  return RUN_ALL_TESTS();
+}
