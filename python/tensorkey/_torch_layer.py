@@ -1,0 +1,442 @@
+"""The cached layer of PyTorch: a module in the place of another, with all that is the other's.
+
+It *shares the registries* of the layer (parameters, buffers, submodules are the same dicts), keeps
+the layer in its ``__dict__``, and asks it for everything else.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import importlib
+import os
+from time import perf_counter
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from tensorkey import errors
+from tensorkey._backend import Bypass
+from tensorkey._cache import ActivationCache
+from tensorkey._chunks import Chunk
+from tensorkey._fingerprint import Fingerprint, Reading
+from tensorkey._frontend import Engine
+from tensorkey._options import BypassMode, Codec, Options
+from tensorkey._probe import Inputs
+from tensorkey._stats import LayerStats
+from tensorkey._torch_backend import (
+    Rows,
+    environment,
+    transform,
+    unfit_inputs,
+    unfit_layer,
+)
+
+Compile = Literal["island", "operator"]
+
+_REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+_SHARED = (
+    *_REGISTRIES,
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+_OWN = ("_engine", "_monitor", "_operator", "_compiled_call_impl", *_SHARED)  # in no copy
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+_is_exporting = torch.compiler.is_exporting
+_Module: Any = nn.Module
+_MODULE_CALL = nn.Module.__call__  # tracers put their own in its place
+_UNFROZEN = (
+    "weights are trainable while gradients are recorded: call layer.requires_grad_(False), or run "
+    "under torch.no_grad()"
+)
+
+
+class _ModuleRows(Rows):
+    """How the engine runs a method of a module."""
+
+    def __init__(self, layer: nn.Module, method: str) -> None:
+        self._layer = layer
+        self.method = method
+        if method != "forward":
+            self.name = f"torch.{method}"  # a part of the scope
+
+    def run(self, inputs: Inputs) -> Any:
+        with torch.no_grad():
+            return target(self._layer, self.method)(*inputs)
+
+
+def target(layer: nn.Module, method: str) -> Any:
+    """Return what to call: the module itself for its forward, with its hooks."""
+    return layer if method == "forward" else getattr(layer, method)
+
+
+class CachedLayer(nn.Module):
+    """A module that remembers its answers, row by row, by the content of its inputs.
+
+    It shares the parameters, buffers and submodules of `layer` under the same names: state dicts,
+    optimizers, ``to()``, ``train()``, deepcopy and pickle see the layer. What the wrapper has not,
+    it takes from the layer. The cache itself is in no state dict, copy or pickle.
+
+    Parameters
+    ----------
+    layer
+        A module that takes tensors by position, which share their first dimension, and returns one
+        tensor with as many rows. It is not changed.
+    cache
+        A cache to share with other layers.
+    memory
+        Bound of a cache of its own in bytes, metadata included: an int or a text such as "2 GiB";
+        "1 GiB" if neither this nor `cache` is given.
+    disk
+        A directory that keeps the answers over runs and shares them with other processes
+        (docs/sharing.md); made if it is not there.
+    disk_limit
+        Its bound, all files included; "10 GiB" for a new one.
+    chunk
+        Rows that run together when they are missing: 1, a multiple of 32, or "auto": 32 if the
+        first call has at least 16 rows, else 1; and 1 if the probe finds that bits depend on a
+        row's place in the chunk.
+    scope
+        What else the answers depend on, such as the version of a preprocessing step.
+    probe
+        Whether to check on the first rows that they do not depend on each other.
+    codec
+        How answers are kept: "raw"; "lossless", compressed; "fp16" or "bf16", floats rounded to
+        half the size. A rounded answer is what every call gives, the first one too.
+    bypass
+        When to run the layer alone: "auto", if the cache costs more than it saves (docs/cache.md);
+        "never"; "always".
+    secret
+        32 bytes; keys then cannot be computed without them. They are in no pickle: a layer loaded
+        from one has a random secret.
+    method
+        The method that is cached, forward if None. Both ``wrapper.method(x)`` and ``wrapper(x)``
+        call it; every other method is the layer's own. Methods do not share answers.
+    compile
+        What ``torch.compile`` makes of a call. "island": the call runs as without it, between two
+        compiled graphs. "operator": one operator in the graph, which ``fullgraph=True`` needs; its
+        arguments and output are then tensors, plain values and tuples, lists and dicts of these,
+        its output is contiguous, and no ``torch.func`` transform is inside the compiled function.
+
+    Raises
+    ------
+    tensorkey.errors.InvalidArgument
+        For an option out of range; at the first call, if the output has another batch size.
+    tensorkey.errors.Unsupported
+        For a scripted module; at the first call, if the probe refuses the layer: its rows depend on
+        each other, or a run changes its buffers, attributes or the random state.
+
+    Examples
+    --------
+    >>> layer = CachedLayer(nn.Sequential(nn.Linear(8, 4), nn.Tanh()).requires_grad_(False))
+    >>> layer(torch.zeros(20, 8)).shape, layer.stats.misses
+    (torch.Size([20, 4]), 1)
+    """
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        *,
+        cache: ActivationCache | None = None,
+        memory: int | str | None = None,
+        disk: str | os.PathLike[str] | None = None,
+        disk_limit: int | str | None = None,
+        chunk: Chunk = "auto",
+        scope: bytes | str = b"",
+        probe: bool = True,
+        codec: Codec = "raw",
+        bypass: BypassMode = "auto",
+        secret: bytes | None = None,
+        method: str | None = None,
+        compile: Compile = "island",
+    ) -> None:
+        if not isinstance(layer, nn.Module):
+            raise errors.InvalidArgument(
+                f"[CachedLayer] layer is {type(layer).__name__}; expected a torch.nn.Module"
+            )
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise errors.Unsupported(
+                "[CachedLayer] a scripted module shows no code; wrap the module it was made from"
+            )
+        _check_method(layer, method)
+        if compile not in ("island", "operator"):
+            raise errors.InvalidArgument(
+                f"[CachedLayer] compile is {compile!r}; expected 'island' or 'operator'"
+            )
+        vars(self)["inner"] = layer  # `training` asks it before nn.Module.__init__ has run
+        super().__init__()
+        options = Options(
+            cache, memory, disk, disk_limit, chunk, scope, probe, codec, bypass, secret
+        )
+        vars(self)["_method"] = method or "forward"
+        vars(self)["_compile"] = compile
+        self._bind(layer, options)
+
+    def _bind(self, layer: nn.Module, options: Options) -> None:
+        from tensorkey.torch import TorchModules
+
+        own = vars(self)
+        own["inner"] = layer
+        own["_options"] = options
+        rows = _ModuleRows(layer, own["_method"])
+        engine = Engine(rows, Fingerprint(TorchModules(), lambda: layer), options)
+        own["_engine"] = engine
+        own["_monitor"] = engine.monitor
+        own["_operator"] = _operator_of(self, layer) if own["_compile"] == "operator" else None
+        for registry in _SHARED:
+            own[registry] = vars(layer)[registry]
+
+    # The call.
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """Run the layer alone where the cache is stepped aside for: at the price of a flag."""
+        own = self.__dict__
+        if (
+            not _is_dynamo_compiling()  # it follows into this function, and stops at foreign calls
+            and _Module.__call__ is _MODULE_CALL
+            and not own["_forward_hooks"]
+            and not own["_forward_pre_hooks"]
+            and not own["_backward_hooks"]
+            and not own["_backward_pre_hooks"]
+            and own["_monitor"].aside()
+        ):
+            return target(own["inner"], own["_method"])(*inputs, **options)
+        return super().__call__(*inputs, **options)
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """Answer from the cache where possible; run the layer for the rest."""
+        if _is_dynamo_compiling():
+            if _is_exporting():
+                return self._run_inner(inputs, options)
+            operator = self.__dict__["_operator"]
+            if operator is None:
+                _load_island()
+                return _island(self, inputs, options)
+            return operator.traced(self, inputs, options)
+        return self._eager(inputs, options)
+
+    def _eager(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        reason = transform()
+        if reason is None:
+            own = self.__dict__
+            if own["_monitor"].aside():
+                return self._run_inner(inputs, options)
+            start = perf_counter()
+            try:
+                return self._answer(inputs, options, start)
+            except Bypass as bypass:
+                reason = str(bypass)
+        vars(self)["_monitor"].bypass(reason)
+        return self._run_inner(inputs, options)
+
+    def _answer(self, inputs: tuple[Any, ...], options: dict[str, Any], start: float) -> Any:
+        """Ask the engine; raises Bypass where the layer is to run."""
+        reason = "keyword arguments" if options else unfit_inputs(inputs)
+        if reason is not None:
+            raise Bypass(reason)
+        engine: Engine = vars(self)["_engine"]
+        reading = engine.reading()
+        reason = unfit_layer(reading.modules)
+        if reason is None and torch.is_grad_enabled() and _trainable(reading):
+            reason = _UNFROZEN
+        if reason is not None:
+            raise Bypass(reason)
+        return engine.call(inputs, reading, environment(inputs[0]), start)
+
+    def _run_inner(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        own = self.__dict__
+        inner, method = own["inner"], own["_method"]
+        if method == "forward" and any(
+            isinstance(value, torch.fx.Proxy) for value in (*inputs, *options.values())
+        ):
+            return inner.forward(*inputs, **options)  # a module that the tracer has no path for
+        return target(inner, method)(*inputs, **options)
+
+    @property
+    def cache(self) -> ActivationCache:
+        """The cache: its own, or the one that it shares."""
+        return vars(self)["_engine"].cache  # type: ignore[no-any-return]
+
+    @property
+    def bypass(self) -> str:
+        """When to run the layer alone: "auto", "never" or "always"."""
+        return vars(self)["_monitor"].mode  # type: ignore[no-any-return]
+
+    @bypass.setter
+    def bypass(self, mode: BypassMode) -> None:
+        own = vars(self)
+        own["_monitor"].mode = mode
+        own["_options"] = dataclasses.replace(own["_options"], bypass=mode)
+
+    @property
+    def stats(self) -> LayerStats:
+        """A snapshot of the counters."""
+        return vars(self)["_engine"].stats()  # type: ignore[no-any-return]
+
+    def reset_stats(self) -> None:
+        """Set the counters to zero; of a shared cache only this layer's."""
+        vars(self)["_engine"].reset_stats()
+
+    def cache_clear(self) -> None:
+        """Drop the entries of this layer; those of other layers that share the cache stay."""
+        vars(self)["_engine"].clear()
+
+    def __repr__(self) -> str:
+        stats = self.stats
+        chunk = self._options.chunk if stats.chunk is None else stats.chunk
+        about = f"cache={self.cache!r}, chunk={chunk!r}, probe={stats.probe!r}"
+        return f"{type(self).__name__}({about},\n  {vars(self)['inner']!r}\n)"
+
+    # The alias: everything else is the layer's.
+
+    @property
+    def training(self) -> bool:
+        """The layer's flag."""
+        return vars(self)["inner"].training  # type: ignore[no-any-return]
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        if "_engine" in vars(self):  # not while nn.Module.__init__ sets its default
+            vars(self)["inner"].training = mode
+
+    def __getattr__(self, name: str) -> Any:
+        inner = vars(self).get("inner")
+        if inner is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if name == vars(self).get("_method"):
+            return self.__call__
+        return getattr(inner, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_engine" not in vars(self) or name in vars(self) or hasattr(type(self), name):
+            super().__setattr__(name, value)
+        else:
+            setattr(vars(self)["inner"], name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(vars(self)["inner"], name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*object.__dir__(self), *dir(vars(self)["inner"])})
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the layer's state dict."""
+        return vars(self)["inner"].state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load a state dict into the layer."""
+        return vars(self)["inner"].load_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        vars(self)["inner"]._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> CachedLayer:
+        vars(self)["inner"]._apply(fn, recurse)
+        return self
+
+    def apply(self, fn: Any) -> CachedLayer:
+        """Apply a function to the layer and its submodules."""
+        vars(self)["inner"].apply(fn)
+        return self
+
+    def train(self, mode: bool = True) -> CachedLayer:
+        """Set the training flag of the layer and its submodules."""
+        vars(self)["inner"].train(mode)
+        return self
+
+    # Copies: the layer and the options, and an empty cache unless a copy shares one.
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {key: value for key, value in vars(self).items() if key not in _OWN}
+        options: Options = state["_options"]
+        state["_options"] = options.portable()
+        state["_keyed"] = options.secret is not None
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        options: Options = state["_options"]
+        if state.pop("_keyed"):
+            options = dataclasses.replace(options, secret=os.urandom(32))
+        vars(self).update({"_method": "forward", "_compile": "island"} | state)
+        self._bind(state["inner"], options)
+
+    def __copy__(self) -> CachedLayer:
+        return self._twin({**self.__getstate__(), "inner": copy.copy(vars(self)["inner"])})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CachedLayer:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        return self._twin(copy.deepcopy(self.__getstate__(), memo), twin)
+
+    def _twin(self, state: dict[str, Any], twin: CachedLayer | None = None) -> CachedLayer:
+        """Return a copy in this process: the secret, and a cache that is shared, are its too."""
+        twin = type(self).__new__(type(self)) if twin is None else twin
+        del state["_keyed"]
+        vars(twin).update(state)
+        twin._bind(state["inner"], vars(self)["_options"])
+        return twin
+
+
+CachedLayer.__module__ = "tensorkey.torch"  # where pickles look for it
+
+
+def _check_method(layer: nn.Module, method: str | None) -> None:
+    if method is None or method == "forward":
+        return
+    if not isinstance(method, str) or not callable(getattr(layer, method, None)):
+        near = difflib.get_close_matches(str(method), dir(layer), 1)
+        raise errors.InvalidArgument(
+            f"[CachedLayer] {type(layer).__name__} has no method {method!r}"
+            + (f"; is {near[0]!r} meant?" if near else "")
+        )
+    if hasattr(CachedLayer, method):
+        raise errors.InvalidArgument(
+            f"[CachedLayer] {method!r} is a method of the wrapper, too; expected one of the "
+            "layer's own"
+        )
+
+
+def _trainable(reading: Reading) -> bool:
+    return any(tensor.requires_grad for tensor in reading.tensors)
+
+
+# Under torch.compile. Importing the compiler takes seconds, so what its decorators set is set here
+# by hand, and the rest is done when it first meets a cached layer.
+
+
+def _island(layer: CachedLayer, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Answer between two compiled graphs."""
+    return _uncompiled(layer, inputs, options)
+
+
+_uncompiled: Any = CachedLayer._eager
+
+
+def _load_island() -> bool:
+    """Keep the compiler from `_island` and what it calls. It runs this while it traces."""
+    global _uncompiled
+    if _uncompiled is CachedLayer._eager:
+        compiler: Any = importlib.import_module("torch._dynamo.eval_frame")
+        compiler.skip_code(_island.__code__)
+        _uncompiled = torch.compiler.disable(CachedLayer._eager)
+    return True
+
+
+_ISLAND: Any = _island
+_ISLAND._torchdynamo_disable = True
+_ISLAND._torchdynamo_disable_msg = (
+    "a cached layer answers between two graphs; fullgraph=True needs "
+    "CachedLayer(..., compile='operator')"
+)
+_LOAD: Any = _load_island
+_LOAD._dynamo_marked_constant = True
+
+
+def _operator_of(layer: CachedLayer, inner: nn.Module) -> Any:
+    from tensorkey._torch_compile import Operator
+
+    return Operator(layer, inner)
