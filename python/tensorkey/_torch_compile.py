@@ -1,8 +1,9 @@
 """Cached layers under torch.compile(fullgraph=True): the lookup as a custom operator.
 
-``tensorkey::cached(handle, call, tensors) -> tensors`` is opaque to the compiler and answers as an
-eager call does. `handle` names the layer; `call` is a text that holds the nest of the arguments,
-with places for `tensors`, and the autocast state, which compiled code does not keep.
+``tensorkey::cached(handle, call, tensors, integers, floats) -> tensors`` is opaque to the compiler
+and answers as an eager call does. `handle` names the layer; `call` is a text that holds the nest of
+the arguments, with places for tensors and numbers, which may be symbolic, and the autocast state,
+which compiled code does not keep.
 
 The compiler learns the shapes by running the layer on fake tensors with fake weights: symbolic
 batch sizes and lengths work. Where gradients of the layer's weights or inputs are recorded, it
@@ -70,7 +71,9 @@ class Operator:
     def traced(self, layer: CachedLayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the operator, or the layer itself where gradients are recorded: what is compiled."""
         tensors: list[torch.Tensor] = []
-        nest = (fold(args, tensors), fold(kwargs, tensors))
+        integers: list[int] = []
+        floats: list[float] = []
+        nest = fold((args, kwargs), tensors, integers, floats)
         if not tensors:
             return layer._run_inner(args, kwargs)
         if torch.is_grad_enabled() and (
@@ -80,7 +83,7 @@ class Operator:
         kind = tensors[0].device.type
         autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
         call = _text_of(nest, autocast)
-        results = torch.ops.tensorkey.cached(self.handle, call, tensors)
+        results = torch.ops.tensorkey.cached(self.handle, call, tensors, integers, floats)
         return unfold(_result_of(self.handle, call), results)
 
 
@@ -93,53 +96,69 @@ def trainable(registries: list[dict[str, nn.Parameter | None]]) -> bool:
     return False
 
 
-# A nest as plain data: ("t", i) for a tensor, ("p", value), ("T", ...), ("L", ...), ("D", ...).
+# A nest as plain data: ("t", 0) is the first tensor, ("i", 0) the first int, ("f", 0) the first
+# float, ("p", value) any other plain value; tuples, lists and dicts are "T", "L" and "D".
 
 
-def fold(value: Any, tensors: list[torch.Tensor]) -> Any:
-    """Put the tensors of a nest into a list; return the nest without them."""
+def fold(
+    value: Any,
+    tensors: list[torch.Tensor],
+    integers: list[int] | None = None,
+    floats: list[float] | None = None,
+) -> Any:
+    """Put the tensors of a nest into a list, and numbers if asked; return the nest without them."""
     if isinstance(value, torch.Tensor):
         tensors.append(value)
         return ("t", len(tensors) - 1)
     kind = type(value)
-    if kind in _PLAIN:
+    if integers is not None and kind is int:
+        integers.append(value)
+        return ("i", len(integers) - 1)
+    if floats is not None and kind is float:
+        floats.append(value)
+        return ("f", len(floats) - 1)
+    if value is None or kind in _PLAIN:
         return ("p", value)
     if kind is tuple:
-        return ("T", *[fold(part, tensors) for part in value])
+        return ("T", *[fold(part, tensors, integers, floats) for part in value])
     if kind is list:
-        return ("L", *[fold(part, tensors) for part in value])
-    if kind is dict:
-        return ("D", *[(key, fold(part, tensors)) for key, part in value.items()])
+        return ("L", *[fold(part, tensors, integers, floats) for part in value])
+    if kind is dict and all(type(key) is str for key in value):
+        return (
+            "D",
+            *[(key, fold(part, tensors, integers, floats)) for key, part in value.items()],
+        )
     raise errors.Unsupported(
         f"[CachedLayer] compile='operator' takes and gives tensors, plain values and nests of "
         f"tuples, lists and dicts of these; not {kind.__name__}: use compile='island'"
     )
 
 
-def unfold(nest: Any, tensors: Sequence[torch.Tensor]) -> Any:
-    """Put the tensors back into their nest."""
+def unfold(
+    nest: Any,
+    tensors: Sequence[torch.Tensor],
+    integers: Sequence[int] = (),
+    floats: Sequence[float] = (),
+) -> Any:
+    """Put everything back into its nest."""
     kind = nest[0]
     if kind == "t":
         return tensors[nest[1]]
+    if kind == "i":
+        return integers[nest[1]]
+    if kind == "f":
+        return floats[nest[1]]
     if kind == "p":
         return nest[1]
-    if kind == "T":
-        return tuple([unfold(part, tensors) for part in nest[1:]])
-    if kind == "L":
-        return [unfold(part, tensors) for part in nest[1:]]
-    return {key: unfold(part, tensors) for key, part in nest[1:]}
+    if kind == "D":
+        return {key: unfold(part, tensors, integers, floats) for key, part in nest[1:]}
+    parts = [unfold(part, tensors, integers, floats) for part in nest[1:]]
+    return tuple(parts) if kind == "T" else parts
 
 
 @_constant
 def _text_of(nest: Any, autocast: str) -> str:
-    text = repr((nest, autocast))
-    try:
-        ast.literal_eval(text)
-    except ValueError:
-        raise errors.Unsupported(
-            "[CachedLayer] compile='operator': an argument is infinite or not a number"
-        ) from None
-    return text
+    return repr((nest, autocast))
 
 
 @_constant
@@ -162,10 +181,17 @@ def _layer(handle: int) -> CachedLayer:
 class _Arguments:
     """A call, taken apart again."""
 
-    def __init__(self, call: str, tensors: Sequence[torch.Tensor]) -> None:
-        (args, kwargs), autocast = ast.literal_eval(call)
-        self.args: tuple[Any, ...] = unfold(args, tensors)
-        self.kwargs: dict[str, Any] = unfold(kwargs, tensors)
+    def __init__(
+        self,
+        call: str,
+        tensors: Sequence[torch.Tensor],
+        integers: Sequence[int],
+        floats: Sequence[float],
+    ) -> None:
+        nest, autocast = ast.literal_eval(call)
+        self.args: tuple[Any, ...]
+        self.kwargs: dict[str, Any]
+        self.args, self.kwargs = unfold(nest, tensors, integers, floats)
         name = autocast.removeprefix("torch.")
         self.autocast = torch.autocast(
             tensors[0].device.type, getattr(torch, name) if name else None, enabled=bool(name)
@@ -173,12 +199,18 @@ class _Arguments:
 
 
 @torch.library.custom_op("tensorkey::cached", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
-def cached(handle: int, call: str, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+def cached(
+    handle: int,
+    call: str,
+    tensors: list[torch.Tensor],
+    integers: list[int],
+    floats: list[float],
+) -> list[torch.Tensor]:
     """Answer as an eager call does, in fresh contiguous tensors."""
     layer = _layer(handle)
     operator: Operator = vars(layer)["_operator"]
     operator.check_modules()
-    given = _Arguments(call, tensors)
+    given = _Arguments(call, tensors, integers, floats)
     with given.autocast:
         output = layer._eager(given.args, given.kwargs)
     results: list[torch.Tensor] = []
@@ -205,7 +237,13 @@ def _storage(tensor: torch.Tensor) -> int:
 
 
 @cached.register_fake
-def _shapes(handle: int, call: str, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+def _shapes(
+    handle: int,
+    call: str,
+    tensors: list[torch.Tensor],
+    integers: list[int],
+    floats: list[float],
+) -> list[torch.Tensor]:
     """Run the layer on fake tensors."""
     layer = _layer(handle)
     own = vars(layer)
@@ -214,13 +252,10 @@ def _shapes(handle: int, call: str, tensors: list[torch.Tensor]) -> list[torch.T
         raise errors.Unsupported(
             "[tensorkey::cached] expected fake tensors: meta tensors have no answers"
         )
-    given = _Arguments(call, tensors)
+    given = _Arguments(call, tensors, integers, floats)
     target = _Target(own["inner"], own["_method"])
     state = {**dict(target.named_parameters()), **dict(target.named_buffers())}
-    fake = {
-        name: tensor if detect_fake_mode(tensor) else mode.from_tensor(tensor, static_shapes=True)
-        for name, tensor in state.items()
-    }
+    fake = {name: mode.from_tensor(tensor, static_shapes=True) for name, tensor in state.items()}
     with torch.no_grad(), given.autocast:
         output = torch.func.functional_call(target, fake, given.args, given.kwargs)
     results: list[torch.Tensor] = []

@@ -212,9 +212,9 @@ class CachedLayer(nn.Module):
         if _is_dynamo_compiling():
             if _is_exporting():
                 return self._run_inner(inputs, options)
+            _keep_off()
             operator = self.__dict__["_operator"]
             if operator is None:
-                _load_island()
                 return _island(self, inputs, options)
             return operator.traced(self, inputs, options)
         return self._eager(inputs, options)
@@ -410,19 +410,17 @@ def _trainable(reading: Reading) -> bool:
 
 def _island(layer: CachedLayer, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
     """Answer between two compiled graphs."""
-    return _uncompiled(layer, inputs, options)
+    return layer._eager(inputs, options)
 
 
-_uncompiled: Any = CachedLayer._eager
-
-
-def _load_island() -> bool:
-    """Keep the compiler from `_island` and what it calls. It runs this while it traces."""
-    global _uncompiled
-    if _uncompiled is CachedLayer._eager:
-        compiler: Any = importlib.import_module("torch._dynamo.eval_frame")
-        compiler.skip_code(_island.__code__)
-        _uncompiled = torch.compiler.disable(CachedLayer._eager)
+def _keep_off() -> bool:
+    """Keep the compiler from what runs between two graphs. It calls this while it traces."""
+    compiler: Any = importlib.import_module("torch._dynamo.eval_frame")
+    for function in (CachedLayer.forward, _island):
+        compiler.skip_code(function.__code__)
+    skip = compiler.FrameAction.SKIP
+    everything = compiler.FrameExecStrategy(skip, skip)  # what it calls, too
+    compiler.set_code_exec_strategy(CachedLayer._eager.__code__, everything)
     return True
 
 
@@ -432,8 +430,8 @@ _ISLAND._torchdynamo_disable_msg = (
     "a cached layer answers between two graphs; fullgraph=True needs "
     "CachedLayer(..., compile='operator')"
 )
-_LOAD: Any = _load_island
-_LOAD._dynamo_marked_constant = True
+_KEEP_OFF: Any = _keep_off
+_KEEP_OFF._dynamo_marked_constant = True
 
 
 def _operator_of(layer: CachedLayer, inner: nn.Module) -> Any:
