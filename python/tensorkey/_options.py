@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -131,6 +132,25 @@ class Options:
         return dataclasses.replace(
             self, cache=None, memory=memory, disk=self.cache.disk, secret=None
         )
+
+
+def parsed(given: Mapping[str, Any]) -> Options:
+    """Return checked options.
+
+    Raises
+    ------
+    tensorkey.errors.InvalidArgument
+        For an option out of range.
+    TypeError
+        For a name that is no option.
+    """
+    known = {field.name for field in dataclasses.fields(Options)}
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            meant = f"; is {near[0]!r} meant?" if near else ""
+            raise TypeError(f"[CachedLayer] there is no option {name!r}{meant}")
+    return Options(**given)
 
 
 def _wrong(name: str, given: object, expected: str) -> None:

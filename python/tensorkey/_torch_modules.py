@@ -14,7 +14,7 @@ from tensorkey._reading import Reading
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
-_UNREAD = frozenset(vars(nn.Module())) - {"training"} | {"_engine", "_monitor", "_options"}
+_UNREAD = frozenset(vars(nn.Module())) - {"training"} | {"_engine", "_options", "_operator"}
 
 
 class TorchModules:

@@ -5,11 +5,13 @@ Shared by the PyTorch frontend and by Keras on PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.nn import Parameter
+
+from tensorkey._history import Shape
 
 _cuda: Any = torch.cuda
 _DTYPES: dict[str, torch.dtype] = {}
@@ -77,6 +79,94 @@ class Rows:
             return 0
         return tensor.numel() * tensor.element_size()
 
+    # For trim=.
+
+    def lengths(self, mask: torch.Tensor, dim: int) -> list[int]:
+        """Return for each row one more than the place of its last entry that is not zero."""
+        there = mask.detach().movedim(dim, 1).reshape(mask.shape[0], mask.shape[dim], -1) != 0
+        places = torch.arange(1, mask.shape[dim] + 1, device=mask.device)
+        found: list[int] = (there.any(2) * places).amax(1).tolist()
+        return found
+
+    def trimmed(
+        self, tensor: torch.Tensor, rows: Sequence[int], lengths: Sequence[int], dim: int, to: int
+    ) -> torch.Tensor:
+        """Copy rows, cut or padded to a length, zeros behind each row's own."""
+        [part] = self.take([tensor], rows)
+        full = part.shape[dim]
+        if full > to:
+            part = part.narrow(dim, 0, to)
+        elif full < to:
+            whole = part.new_zeros((*part.shape[:dim], to, *part.shape[dim + 1 :]))
+            whole.narrow(dim, 0, full).copy_(part)
+            part = whole
+        return part.masked_fill(self._behind(part, lengths, dim), 0).contiguous()
+
+    def scatter(
+        self,
+        into: torch.Tensor,
+        rows: Sequence[int],
+        part: torch.Tensor,
+        dim: int,
+        lengths: Sequence[int] | None,
+    ) -> None:
+        """Write rows of a part; with lengths, zeros behind each row's own."""
+        if lengths is not None:
+            width = min(into.shape[dim], part.shape[dim])
+            into, part = into.narrow(dim, 0, width), part.narrow(dim, 0, width)
+            part = part.masked_fill(self._behind(part, lengths, dim), 0)
+        into.index_copy_(0, torch.tensor(rows), part)
+
+    def _behind(self, part: torch.Tensor, lengths: Sequence[int], dim: int) -> torch.Tensor:
+        ends = torch.tensor(lengths, device=part.device).unsqueeze(1)
+        places = torch.arange(part.shape[dim], device=part.device).unsqueeze(0)
+        shape = [1] * part.dim()
+        shape[0], shape[dim] = part.shape[0], part.shape[dim]
+        return (places >= ends).reshape(shape)
+
+    def zeros(self, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """Return memory on the host as allocate() does, all zero."""
+        return self.allocate(dtype, shape).zero_()
+
+    # For files and explanations.
+
+    def to_numpy(self, tensor: torch.Tensor) -> Any:
+        """Return the elements as an array; bfloat16 and the like are not NumPy's."""
+        return tensor.detach().cpu().numpy()
+
+    def from_numpy(self, array: Any) -> torch.Tensor:
+        """Return a copy as a tensor on the host."""
+        return torch.from_numpy(array.copy())
+
+    def variants(
+        self, tensors: Sequence[torch.Tensor], shapes: Iterable[Shape]
+    ) -> Iterator[tuple[list[torch.Tensor], str]]:
+        """Yield the same rows as they would be with dtypes or lengths that were seen, in words."""
+        own = tuple((str(tensor.dtype)[6:], tuple(tensor.shape[1:])) for tensor in tensors)
+        for shape in shapes:
+            if shape == own or len(shape) != len(own):
+                continue
+            pairs = zip(tensors, shape, strict=True)
+            if [dims for _, dims in shape] == [dims for _, dims in own]:
+                names = ", ".join(
+                    f"{a[0]} then, {b[0]} now" for a, b in zip(shape, own, strict=True)
+                )
+                yield (
+                    [tensor.detach().to(getattr(torch, name)) for tensor, (name, _) in pairs],
+                    f"seen with another dtype: {names}",
+                )
+            elif all(
+                name == mine[0] and len(dims) == len(mine[1]) == 1
+                for (name, dims), mine in zip(shape, own, strict=True)
+            ):
+                then, now = shape[0][1][0], own[0][1][0]
+                yield (
+                    [_resized(tensor.detach(), dims[0]) for tensor, (_, dims) in pairs],
+                    f"seen at another length: {then} then, {now} now; trim= would make it a hit",
+                )
+
+    # For the probe.
+
     def random_state(self) -> tuple[bytes, ...]:
         """Return the states of PyTorch's generators."""
         states = [torch.get_rng_state()]
@@ -110,3 +200,11 @@ class Rows:
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
             return True
         return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
+def _resized(tensor: torch.Tensor, length: int) -> torch.Tensor:
+    """Cut rows, or continue them with their last value: as padding does."""
+    now = tensor.shape[1]
+    if now >= length:
+        return tensor[:, :length]
+    return torch.cat([tensor, tensor[:, -1:].expand(-1, length - now)], 1)

@@ -14,8 +14,6 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from tensorkey._chunks import chunks
-
 __all__ = ["check_hits_equal_chunks", "random_batches", "run_in_chunks"]
 
 
@@ -41,9 +39,10 @@ def run_in_chunks(
         Rows in a chunk.
     """
     answers: list[Any] = []
-    for _, count, padded in chunks(rows, chunk):
-        output = run(padded)
-        answers += [output[i] for i in range(count)]
+    for first in range(0, len(rows), chunk):
+        part = list(rows[first : first + chunk])
+        output = run(part + part[-1:] * (chunk - len(part)))
+        answers += [output[i] for i in range(len(part))]
     return answers
 
 
