@@ -41,14 +41,16 @@ auto guarded(Work work) {
   }
 }
 
+std::string to_string(const nb::bytes& bytes) { return {bytes.c_str(), bytes.size()}; }
+
 class PythonOutput final : public LayerOutput {
  public:
   explicit PythonOutput(const nb::tuple& output)
-      : tensors_(output[0]),
+      : tensors_(nb::borrow(output[0])),
         paths_(nb::cast<std::vector<std::string>>(output[1])),
-        form_(nb::cast<nb::bytes>(output[2]).c_str(), nb::len(output[2])),
+        form_(to_string(nb::cast<nb::bytes>(output[2]))),
         seconds_(nb::cast<double>(output[3])) {
-    for (const nb::handle tensor : nb::sequence(tensors_)) {
+    for (const nb::handle tensor : tensors_) {
       borrowed_.push_back(std::make_unique<Borrowed>(tensor.ptr()));
       views_.push_back(borrowed_.back()->view());
     }
@@ -77,8 +79,6 @@ class PythonOutput final : public LayerOutput {
   std::vector<std::unique_ptr<Borrowed>> borrowed_;
   std::vector<TensorView> views_;
 };
-
-std::string to_string(const nb::bytes& bytes) { return {bytes.c_str(), bytes.size()}; }
 
 }  // namespace
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Cached:
-    """A cached layer of any framework; its wrapper inherits from this and from the framework's own."""
+    """A cached layer of any framework; a wrapper inherits from this and from the framework."""
 
     _engine: Engine
     _options: Options
