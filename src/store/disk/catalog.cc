@@ -25,10 +25,12 @@ Catalog::Catalog(DiskContext& context)
     index_ = open_index(context_, kOpening);
     pin_ = index_->pin();
   } catch (const Error& error) {
-    // Somebody is slow, or stopped: this process goes on without the disk until he is done.
+    // Somebody is slow, or stopped, or the device refuses what a new index is made of: this process
+    // goes on without the disk until he is done, or it reads again.
     const bool busy = error.code() == ErrorCode::kUnavailable && !context_.directory.read_only() &&
                       ::access(context_.directory.path_of(kIndexFile).c_str(), R_OK | W_OK) == 0;
-    if (!busy) throw Error(ErrorCode::kUnavailable, error.what());
+    const bool refused = context_.refused_since.load() != Clock::time_point{};
+    if (!busy && !refused) throw Error(ErrorCode::kUnavailable, error.what());
     health_.failed(error);
   }
 }

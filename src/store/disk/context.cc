@@ -15,6 +15,7 @@ namespace tensorkey::internal {
 namespace {
 
 using std::chrono::milliseconds;
+using Clock = std::chrono::steady_clock;
 
 constexpr std::uint64_t kDefaultLimit = std::uint64_t{10} << 30;
 constexpr milliseconds kFirstPause(20);
@@ -42,22 +43,38 @@ std::uint64_t wanted_limit(const DiskContext& context) {
   return limit == 0 ? kDefaultLimit : limit;
 }
 
-std::unique_ptr<Index> open_existing(const DiskContext& context) {
-  return std::make_unique<Index>(Index::Options{.path = context.directory.path_of(kIndexFile),
-                                                .read_only = context.directory.read_only(),
-                                                .wal_bytes = log_bytes(wanted_limit(context))});
+std::unique_ptr<Index> open_existing(DiskContext& context) {
+  auto index =
+      std::make_unique<Index>(Index::Options{.path = context.directory.path_of(kIndexFile),
+                                             .read_only = context.directory.read_only(),
+                                             .wal_bytes = log_bytes(wanted_limit(context))});
+  context.refused_since = Clock::time_point{};
+  return index;
+}
+
+// A segment, or a part of it, that cannot be read. An index without it would be taken for all there
+// is, and what it lacks would be removed.
+void refuse_segment(DiskContext& context, std::uint32_t id, int number) {
+  const Clock::time_point now = Clock::now();
+  if (context.refused_since.load() == Clock::time_point{}) context.refused_since = now;
+  if (now - context.refused_since.load() >= context.refusal_patience) return;
+  throw Error(ErrorCode::kIo, "[ActivationCache] " + context.directory.path_of(segment_name(id)) +
+                                  " cannot be read, of which an index is to be made: " +
+                                  std::generic_category().message(number) +
+                                  "; expected a device that reads");
 }
 
 // All records of a segment become rows of the index. The segment keeps its number, which stands in
 // its head, and stays open: a writer that still has it is noticed by its lock.
-void restore_segment(Index& index, const SegmentFiles::File& file, std::uint64_t size,
-                     std::uint64_t limit) {
+void restore_segment(DiskContext& context, Index& index, const SegmentFiles::File& file,
+                     std::uint64_t size) {
+  const std::uint64_t limit = wanted_limit(context);
   const std::size_t part = rows_per_commit(limit, index.length());
   std::size_t rows = 0;
   std::optional<Index::Write> write(std::in_place, index);
   index.add_segment(file.mark, size, kSegmentHead, file.id);
   std::uint64_t end = kSegmentHead;
-  scan_records(file, [&](const RecordHead& head, double cost) {
+  const int refused = scan_records(file, [&](const RecordHead& head, double cost) {
     if (++rows % part == 0) {  // so that the log keeps to its share of the limit
       write->commit();
       write.reset();
@@ -74,6 +91,7 @@ void restore_segment(Index& index, const SegmentFiles::File& file, std::uint64_t
                .used = head.stored});
     end = std::max(end, place.offset + place.length);
   });
+  if (refused != 0) refuse_segment(context, file.id, refused);
   index.set_end(file.id, end);
   write->commit();
 }
@@ -99,10 +117,16 @@ void make_index(DiskContext& context) {
         const auto number = static_cast<std::uint32_t>(id);
         context.files.close(number);  // an open one may have been of the index before
         const SegmentFiles::FilePtr file = context.files.open(number);
-        if (file == nullptr) continue;  // nothing says which records are its: an orphan
+        if (file == nullptr) {
+          if (errno != 0) refuse_segment(context, number, errno);
+          continue;  // nothing says which records are its: an orphan
+        }
         struct stat status {};
-        if (::fstat(file->descriptor.get(), &status) != 0) continue;
-        restore_segment(index, *file, static_cast<std::uint64_t>(status.st_size), limit);
+        if (::fstat(file->descriptor.get(), &status) != 0) {
+          refuse_segment(context, number, errno);
+          continue;
+        }
+        restore_segment(context, index, *file, static_cast<std::uint64_t>(status.st_size));
       }
       index.checkpoint();
     }

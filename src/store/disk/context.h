@@ -64,13 +64,18 @@ struct DiskContext {
   Mirror mirror;
   Leases leases;
   Usage usage;
+
+  // What a device refuses to read while an index is made may be given later: it is left out only
+  // after so long. Until then there is no index, and nothing is lost.
+  std::chrono::milliseconds refusal_patience{30'000};
+  std::atomic<std::chrono::steady_clock::time_point> refused_since{};  // the epoch: it does not
 };
 
 // Opens the index of a directory. Where there is none it is made; one that is damaged is set aside
 // as index.db.damaged, if there is room for two, and made anew from the records of the segments.
-// Throws as Index does, and kUnavailable when another process is at it for longer than `patience`
-// or the path leads to another directory now. Usually that is a lookup, which computing can
-// replace.
+// Throws as Index does, kUnavailable when another process is at it for longer than `patience` or
+// the path leads to another directory now, and kIo for a segment that the device refuses to read.
+// Usually that is a lookup, which computing can replace.
 inline constexpr std::chrono::milliseconds kIndexPatience(20);
 [[nodiscard]] std::unique_ptr<Index> open_index(
     DiskContext& context, std::chrono::milliseconds patience = kIndexPatience);

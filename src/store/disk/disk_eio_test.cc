@@ -5,8 +5,10 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 
+#include <fstream>
 #include <memory>
 
+#include "store/disk/context.h"
 #include "store/disk/disk_test_processes.h"
 
 namespace {
@@ -16,6 +18,7 @@ struct Device {
   std::atomic<unsigned> reads{0};
   std::atomic<unsigned> writes{0};
   std::string folder{};
+  std::atomic<off_t> behind{0};  // reads that begin before are never refused
 };
 
 Device& device() {
@@ -45,7 +48,9 @@ bool refuses(const std::atomic<unsigned>& share, int file) {
 extern "C" {
 
 ssize_t pread(int file, void* out, std::size_t bytes, off_t at) {
-  return refuses(device().reads, file) ? -1 : ::syscall(SYS_pread64, file, out, bytes, at);
+  return at >= device().behind && refuses(device().reads, file)
+             ? -1
+             : ::syscall(SYS_pread64, file, out, bytes, at);
 }
 ssize_t pread64(int file, void* out, std::size_t bytes, off_t at) {
   return pread(file, out, bytes, at);
@@ -87,7 +92,10 @@ class DiskEio : public ::testing::Test {
     ActivationCache cache(options_);
     for (std::uint64_t id = 0; id < kIds; ++id) put_value(cache, id);
   }
-  ~DiskEio() override { refuse(0, 0); }
+  ~DiskEio() override {
+    refuse(0, 0);
+    device().behind = 0;
+  }
   DiskEio(const DiskEio&) = delete;
   DiskEio& operator=(const DiskEio&) = delete;
 
@@ -96,14 +104,28 @@ class DiskEio : public ::testing::Test {
     device().writes = writes;
   }
 
-  // What was there is there still, once the device works.
+  // What was there is there still, once the device works. Where the index has been left alone for a
+  // while it is asked again.
   static void expect_all(ActivationCache& cache) {
     for (std::uint64_t id = 0; id < kIds; ++id) {
+      Answer answer = Answer::kMissing;
       await([&] {
-        const Answer answer = ask(cache, id);
-        EXPECT_NE(answer, Answer::kWrong);
-        return answer == Answer::kRight;
+        answer = ask(cache, id);
+        if (answer != Answer::kMissing) return true;
+        cache.refresh();
+        const bool works = disk_stats(cache).state.empty();
+        answer = ask(cache, id);
+        return answer != Answer::kMissing || (works && disk_stats(cache).state.empty());
       });
+      ASSERT_EQ(answer, Answer::kRight) << id << " is lost";
+    }
+  }
+  [[nodiscard]] bool has_index() const {
+    return std::filesystem::exists(options_.disk + "/index.db");
+  }
+  void remove_index() const {
+    for (const char* const suffix : {"", "-wal", "-shm"}) {
+      std::filesystem::remove(options_.disk + "/index.db" + suffix);
     }
   }
 
@@ -164,6 +186,65 @@ TEST_F(DiskEio, OpenedWhileNothingCanBeRead) {
   EXPECT_EQ(disk_stats(cache).rebuilds, 0);
 }
 
+// An index that is made without what cannot be read for a moment would lose it for good.
+TEST_F(DiskEio, AnIndexIsMadeOfAllSegmentsOrNone) {
+  for (const auto& [damaged, behind] :
+       std::vector<std::pair<bool, off_t>>{{false, 0},
+                                           {true, 0},
+                                           {false, internal::kSegmentHead},
+                                           {true, internal::kSegmentHead}}) {
+    SCOPED_TRACE(damaged);
+    SCOPED_TRACE(behind);
+    device().behind = behind;
+    remove_index();
+    if (damaged) std::ofstream(options_.disk + "/index.db") << "no index";
+    device().folder = options_.disk + "/000000000002.seg";
+    refuse(1024, 0);
+    ActivationCache cache(options_);
+    for (std::uint64_t id = 0; id < kIds; ++id) ASSERT_EQ(ask(cache, id), Answer::kMissing) << id;
+    put_value(cache, kIds);
+    EXPECT_TRUE(cache.flush(20));
+    const DiskStats stats = disk_stats(cache);
+    EXPECT_EQ(stats.dropped, 1);
+    EXPECT_EQ(stats.rebuilds, 0);
+    EXPECT_NE(stats.state, "");
+    EXPECT_FALSE(has_index());
+    refuse(0, 0);
+    expect_all(cache);
+    put_value(cache, kIds);
+    EXPECT_TRUE(cache.flush(20));
+    EXPECT_EQ(ask(cache, kIds), Answer::kRight);
+    EXPECT_TRUE(cache.remove(key_of(kIds)));
+    EXPECT_EQ(disk_stats(cache).corrupt, 0);
+  }
+}
+
+// What a device goes on refusing does not keep the rest out for ever.
+TEST_F(DiskEio, AnIndexIsMadeWithoutASegmentThatIsRefusedForLong) {
+  remove_index();
+  device().folder = options_.disk + "/000000000002.seg";
+  refuse(1024, 0);
+  {
+    internal::DiskContext context(options_);
+    try {
+      static_cast<void>(internal::open_index(context));
+      ADD_FAILURE() << "it was made";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kIo) << error.what();
+      EXPECT_NE(std::string(error.what()).find("000000000002.seg"), std::string::npos)
+          << error.what();
+    }
+    EXPECT_FALSE(has_index());
+    context.refusal_patience = milliseconds(0);
+    const std::uint64_t entries = internal::open_index(context)->entries();
+    EXPECT_GT(entries, 0U);
+    EXPECT_LT(entries, kIds);
+  }
+  ActivationCache cache(options_);
+  EXPECT_EQ(ask(cache, 0), Answer::kRight);
+  EXPECT_EQ(disk_stats(cache).state, "");
+}
+
 TEST_F(DiskEio, NowAndThen) {
   std::mt19937_64 random(5);
   for (int round = 0; round < times(15, 400); ++round) {
@@ -191,6 +272,7 @@ TEST_F(DiskEio, NowAndThen) {
     refuse(0, 0);
     ActivationCache after(options_);
     expect_all(after);
+    ASSERT_FALSE(HasFatalFailure());
     const DiskStats stats = disk_stats(after);
     ASSERT_EQ(stats.state, "");
     ASSERT_EQ(stats.corrupt + stats.errors + stats.rebuilds, 0);

@@ -132,7 +132,7 @@ TEST_F(DiskLayoutTest, RecordsAreFoundWithoutTheIndex) {
     std::vector<GoldenRow> rows = golden_rows(std::to_string(id));
     std::erase_if(rows, [](const GoldenRow& row) { return row.removed; });
     std::size_t found = 0;
-    scan_records(*files.open(id), [&](const RecordHead& head, double cost) {
+    const int refused = scan_records(*files.open(id), [&](const RecordHead& head, double cost) {
       ASSERT_LT(found, rows.size());
       const GoldenRow& row = rows[found++];
       EXPECT_EQ(head.key, golden_.at(row.entry).key);
@@ -141,6 +141,7 @@ TEST_F(DiskLayoutTest, RecordsAreFoundWithoutTheIndex) {
       EXPECT_EQ(head.stored, row.stored);
       EXPECT_EQ(cost, golden_.at(row.entry).seconds);
     });
+    EXPECT_EQ(refused, 0);
     EXPECT_EQ(found, rows.size());
   }
 }

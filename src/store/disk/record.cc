@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstring>
 
@@ -53,11 +54,13 @@ class Window {
     if (at < start_ || at + wanted > start_ + filled_) {
       const std::uint64_t page_end = std::min(rounded_up(at + wanted, kPage), size_);
       if (!fill(at, std::max(wanted, std::min(kBlock, size_ - at))) && !fill(at, page_end - at)) {
+        if (errno != 0) refused_ = errno;  // else the file has been cut
         return std::nullopt;
       }
     }
     return std::span<const std::byte>(buffer_).subspan(at - start_, wanted);
   }
+  [[nodiscard]] int refused() const noexcept { return refused_; }
 
  private:
   static constexpr std::uint64_t kBlock = std::uint64_t{1} << 20;
@@ -87,6 +90,7 @@ class Window {
   std::vector<std::byte> buffer_;
   std::uint64_t start_ = 0;
   std::uint64_t filled_ = 0;
+  int refused_ = 0;
 };
 
 // Whether the first bytes of an entry are those of an entry of this length under this key.
@@ -187,10 +191,11 @@ bool void_record(const Directory& directory, const Place& place) noexcept {
   return write_at(file.get(), place.offset, std::array<std::byte, kRecordMagic.size()>{});
 }
 
-void scan_records(const SegmentFiles::File& file,
-                  const std::function<void(const RecordHead&, double)>& take) {
+int scan_records(const SegmentFiles::File& file,
+                 const std::function<void(const RecordHead&, double)>& take) {
   struct stat status {};
-  if (::fstat(file.descriptor.get(), &status) != 0 || status.st_size < 0) return;
+  if (::fstat(file.descriptor.get(), &status) != 0) return errno;
+  if (status.st_size < 0) return 0;
   const std::uint64_t size = std::min(static_cast<std::uint64_t>(status.st_size), kMostBytes);
   constexpr std::uint64_t kLeast = kRecordHead + kLeastEntry;
   Window window(file.descriptor.get(), size);
@@ -225,6 +230,7 @@ void scan_records(const SegmentFiles::File& file,
     }
     at += kRecordHead + head->length;
   }
+  return window.refused();
 }
 
 }  // namespace tensorkey::internal

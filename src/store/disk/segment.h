@@ -153,8 +153,9 @@ bool void_record(const Directory& directory, const Place& place) noexcept;
 
 // Calls take(head, cost) for every whole record in a segment's file, in the order of the file, also
 // behind damage, and however the file ends: for making an index anew. Entries are checked as far as
-// can be without a secret.
-void scan_records(const SegmentFiles::File& file,
-                  const std::function<void(const RecordHead&, double)>& take);
+// can be without a secret. Returns 0, or the errno of a part that the device refused to read, whose
+// records were left out.
+[[nodiscard]] int scan_records(const SegmentFiles::File& file,
+                               const std::function<void(const RecordHead&, double)>& take);
 
 }  // namespace tensorkey::internal

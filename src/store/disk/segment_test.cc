@@ -103,7 +103,7 @@ class SegmentTest : public testing::Test {
     SegmentFiles files(directory_);
     const SegmentFiles::FilePtr file = files.open(id);
     if (!file) return found;
-    scan_records(*file, [&](const RecordHead& head, double cost) {
+    const int refused = scan_records(*file, [&](const RecordHead& head, double cost) {
       std::uint64_t which = 0;
       while (which < 2000 && key_of(which) != head.key) ++which;
       EXPECT_LT(which, 2000U);
@@ -119,6 +119,7 @@ class SegmentTest : public testing::Test {
                                file->mark));
       found.push_back(which);
     });
+    EXPECT_EQ(refused, 0);
     return found;
   }
 
@@ -513,7 +514,7 @@ TEST_F(SegmentTest, ReadersSurviveWhatIsErased) {
   EXPECT_EQ(errno, 0);
   EXPECT_FALSE(read_at(-1, 0, record));
   EXPECT_EQ(errno, EBADF);
-  scan_records(*file, [](const RecordHead&, double) { ADD_FAILURE(); });
+  EXPECT_EQ(scan_records(*file, [](const RecordHead&, double) { ADD_FAILURE(); }), 0);
   files.close(1);
   EXPECT_FALSE(files.open(1));
   writer = create();
