@@ -22,8 +22,13 @@ using Bytes = std::vector<char>;
 using Files = std::map<std::string, Bytes>;
 
 Bytes read_file(const fs::path& path) {
+  std::error_code gone;  // as what SQLite removes may be
+  const std::uintmax_t size = fs::file_size(path, gone);
+  Bytes bytes(gone ? 0 : size);
   std::ifstream stream(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+  stream.read(bytes.data(), std::ssize(bytes));
+  bytes.resize(static_cast<std::size_t>(stream.gcount()));
+  return bytes;
 }
 
 void write_file(const fs::path& path, const Bytes& bytes) {
