@@ -176,6 +176,17 @@ struct LeafShape {
   bool by_row = true;
 };
 
+// A row that is in no tier.
+struct MissingRow {
+  enum class Why : std::uint8_t {
+    kNew,      // not seen before, as far as the policy remembers
+    kEvicted,  // seen before: evicted, refused or removed since
+    kExpired,  // older than ttl
+  };
+  std::int64_t position = 0;
+  Why why = Why::kNew;
+};
+
 class LayerEngine;
 
 class TENSORKEY_EXPORT LayerAnswer {
@@ -190,6 +201,7 @@ class TENSORKEY_EXPORT LayerAnswer {
   // Rows that were not run: for each position, whether it was a hit.
   [[nodiscard]] std::uint64_t hits() const noexcept;
   [[nodiscard]] std::uint64_t rows_run() const noexcept;  // padding included
+  [[nodiscard]] double seconds_layer() const noexcept;    // in running them
   [[nodiscard]] const Deviation& deviation() const noexcept;
 
   // Writes leaf i in C order into outs[i]; sizes are those of leaves(). Throws kInvalidArgument
@@ -233,8 +245,9 @@ class TENSORKEY_EXPORT LayerEngine {
   // nor the same value for all of them; and what the runner throws.
   [[nodiscard]] LayerAnswer answer(const LayerCall& call, LayerRunner& runner);
 
-  // Positions of rows that answer() would have to run; neither counted nor claimed.
-  [[nodiscard]] std::vector<std::int64_t> missing(const LayerCall& call);
+  // Positions of rows that answer() would have to run, of equal ones the first, and why as far as
+  // this process knows; neither counted nor claimed.
+  [[nodiscard]] std::vector<MissingRow> missing(const LayerCall& call);
 
   // Rows computed in pending calls stay in this process until it is known under which weights they
   // were computed: confirm() offers them to the tiers below memory, drop_pending() removes them.

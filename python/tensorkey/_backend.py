@@ -56,8 +56,13 @@ class Backend(Protocol):
     def allocate(self, dtype: str, shape: tuple[int, ...]) -> Any:
         """Return memory on the host for an answer: a C-contiguous tensor or writable buffer."""
 
-    def deliver(self, memory: Any, dtype: str, shape: tuple[int, ...], device: str) -> Any:
-        """Make the memory of allocate(), filled, a tensor on a device."""
+    def deliver(
+        self, memory: Any, dtype: str, shape: tuple[int, ...], device: str, like: Any
+    ) -> Any:
+        """Make the memory of allocate(), filled, a tensor on a device.
+
+        An empty one is that of the input `like`; of the layer, if that is None.
+        """
 
     def device_bytes(self, tensor: Any) -> int:
         """Return the bytes that reading a tensor copies from a device; 0 on the CPU."""

@@ -116,7 +116,7 @@ class Engine:
             return Trimmed(self, arguments).call(start)
         runner = Runner(self, arguments)
         with self.ask(arguments, None, runner, arguments.form) as answer:
-            output = self.together(*self.read(answer))
+            output = self.together(*self.read(answer), arguments)
             self.done(answer, arguments, start)
             return output
 
@@ -142,7 +142,7 @@ class Engine:
             runner = Runner(self, arguments)
             form = b"" if arguments.bare else arguments.form
         with self.ask(runner.arguments, ids, runner, form) as answer:
-            output = self.together(*self.read(answer))
+            output = self.together(*self.read(answer), runner.arguments)
             self.done(answer, runner.arguments, start)
             return output
 
@@ -153,7 +153,7 @@ class Engine:
         start = perf_counter()
         with self.ask(runner.arguments, ids, runner, b"", vouched=True) as answer:
             form, leaves, memories = self.read(answer)
-            result = use(form, self._delivered(form, leaves, memories))
+            result = use(form, self._delivered(form, leaves, memories, runner.arguments))
             self.done(answer, runner.arguments, start)
             return result
 
@@ -212,15 +212,20 @@ class Engine:
             raise Bypass(f"the rows of its output differ in shape: {error}") from None
         return form, leaves, memories
 
-    def together(self, form: OutputForm, leaves: Leaves, memories: list[Any]) -> Any:
+    def together(
+        self, form: OutputForm, leaves: Leaves, memories: list[Any], arguments: Batch
+    ) -> Any:
         """Make the layer's own output of its leaves."""
-        output = form.unpack(self._delivered(form, leaves, memories))
+        output = form.unpack(self._delivered(form, leaves, memories, arguments))
         return output if self.adapter is None else self.adapter.from_tensors(output)
 
-    def _delivered(self, form: OutputForm, leaves: Leaves, memories: list[Any]) -> list[Any]:
+    def _delivered(
+        self, form: OutputForm, leaves: Leaves, memories: list[Any], arguments: Batch
+    ) -> list[Any]:
         deliver, whole = self.backend.deliver, self.whole
+        like = arguments.tensors[0] if arguments.tensors else None
         return [
-            deliver(memory, dtype, shape[1:] if whole and by_row else shape, noted[1])
+            deliver(memory, dtype, shape[1:] if whole and by_row else shape, noted[1], like)
             for memory, (dtype, shape, by_row), noted in zip(
                 memories, leaves, form.leaves, strict=True
             )

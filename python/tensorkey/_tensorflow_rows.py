@@ -48,8 +48,11 @@ class Rows:
         size = math.prod(shape) * np.dtype(tf.as_dtype(dtype).as_numpy_dtype).itemsize
         return np.empty(size, dtype=np.uint8)
 
-    def deliver(self, memory: Any, dtype: str, shape: tuple[int, ...], device: str) -> Any:
-        """Return a tensor with these bytes on a device."""
+    def deliver(
+        self, memory: Any, dtype: str, shape: tuple[int, ...], device: str, like: Any
+    ) -> Any:
+        """Return a tensor with these bytes on a device: that of `like`, if it is not named."""
+        device = device or ("" if like is None else like.device)
         kind = np.dtype(tf.as_dtype(dtype).as_numpy_dtype)
         with tf.device(device):
             return tf.convert_to_tensor(memory.view(kind).reshape(shape))

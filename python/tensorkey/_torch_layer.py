@@ -75,12 +75,12 @@ class _ModuleRows(Rows):
     def take(self, tensors: Sequence[torch.Tensor], rows: Sequence[int]) -> list[torch.Tensor]:
         """Copy rows; with index="cpu_input" to where the layer is."""
         if self._follows:
-            self.device = self._home()
+            self.device = self.home()
         return super().take(tensors, rows)
 
-    def _home(self) -> torch.device | None:
-        first = next(self._layer.parameters(), None)
-        return None if first is None else first.device
+    def home(self) -> torch.device:
+        """Return where the layer is."""
+        return next(self._layer.parameters(), _NOWHERE).device
 
     unfit_inputs = staticmethod(unfit_inputs)
 

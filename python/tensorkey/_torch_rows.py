@@ -68,10 +68,25 @@ class Rows:
         return torch.empty(shape, dtype=kind, device="cpu")
 
     def deliver(
-        self, memory: torch.Tensor, dtype: str, shape: tuple[int, ...], device: str
+        self,
+        memory: torch.Tensor,
+        dtype: str,
+        shape: tuple[int, ...],
+        device: str,
+        like: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Return the tensor on its device."""
-        return memory if device == "cpu" else memory.to(device)
+        """Return the tensor on a device: that of `like` or of the layer, if it is not named."""
+        if memory.dim() != len(shape):
+            memory = memory.reshape(shape)
+        if device:
+            return memory if device == "cpu" else memory.to(device)
+        if like is not None and self.device is None:
+            return memory if like.is_cpu else memory.to(like.device)
+        return memory.to(self.device or self.home())
+
+    def home(self) -> torch.device:
+        """Return where the layer is."""
+        return torch.device("cpu")
 
     def device_bytes(self, tensor: Any) -> int:
         """Return the bytes that reading a tensor copies from a device; 0 on the CPU."""

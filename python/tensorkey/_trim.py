@@ -119,4 +119,4 @@ class Trimmed:
                         backend.scatter(gathered[i], positions, memory, self.dim, lengths)
                 engine.done(answer, part, start)
         form, leaves, _ = last
-        return engine.together(form, leaves, gathered)
+        return engine.together(form, leaves, gathered, self._arguments)

@@ -60,6 +60,7 @@ std::uint64_t LayerAnswer::hits() const noexcept {
   return rows() - std::min<std::uint64_t>(impl_->misses, rows());
 }
 std::uint64_t LayerAnswer::rows_run() const noexcept { return impl_->rows_run; }
+double LayerAnswer::seconds_layer() const noexcept { return impl_->seconds_layer; }
 const Deviation& LayerAnswer::deviation() const noexcept { return impl_->deviation; }
 
 void LayerAnswer::assemble(std::span<const std::span<std::byte>> outs) const {
@@ -108,7 +109,7 @@ LayerAnswer LayerEngine::answer(const LayerCall& call, LayerRunner& runner) {
   return LayerAnswer(std::move(answer));
 }
 
-std::vector<std::int64_t> LayerEngine::missing(const LayerCall& call) {
+std::vector<MissingRow> LayerEngine::missing(const LayerCall& call) {
   std::uint32_t chunk = 0;
   if (const auto placement = impl_->known_placement(call)) {
     chunk = placement->decision->verdict.chunk;
@@ -119,8 +120,20 @@ std::vector<std::int64_t> LayerEngine::missing(const LayerCall& call) {
   }
   const Digest scope = internal::scope_of(call.about, call.weights, chunk);
   const std::string_view bytes(reinterpret_cast<const char*>(scope.data()), scope.size());
-  return impl_->memo.missing(internal::keys_of(call, bytes),
-                             {.scope = bytes, .secret = call.secret});
+  const std::vector<Key> keys = internal::keys_of(call, bytes);
+  std::vector<MissingRow> rows;
+  std::vector<Key> absent;
+  for (const std::int64_t position :
+       impl_->memo.missing(keys, {.scope = bytes, .secret = call.secret})) {
+    rows.push_back({.position = position});
+    absent.push_back(keys[static_cast<std::size_t>(position)]);
+  }
+  const std::vector<internal::Lookup> reasons = impl_->memo.reasons(absent);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    if (reasons[i] == internal::Lookup::kEvicted) rows[i].why = MissingRow::Why::kEvicted;
+    if (reasons[i] == internal::Lookup::kExpired) rows[i].why = MissingRow::Why::kExpired;
+  }
+  return rows;
 }
 
 std::size_t LayerEngine::confirm() {

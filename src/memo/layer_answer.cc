@@ -221,7 +221,11 @@ void Call::publish(double seconds) {
 
 void Call::wait() {
   const Clock::time_point start = Clock::now();
-  while (batch().wait(kPollSeconds) == MemoBatch::Wait::kTimeout) runner_.poll();
+  MemoBatch::Wait outcome = batch().wait(0);
+  while (outcome == MemoBatch::Wait::kTimeout) {
+    runner_.poll();  // before the first wait: it may let other threads of the frontend run
+    outcome = batch().wait(kPollSeconds);
+  }
   answer_.seconds_aside += seconds_between(start, Clock::now());
 }
 

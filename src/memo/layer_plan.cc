@@ -215,7 +215,7 @@ std::shared_ptr<Placement> LayerCore::placement_of(const LayerCall& call, LayerR
 
 // One thread at a time settles a plan; the others wait for it.
 void LayerCore::settle(Plan& plan, const LayerCall& call, LayerRunner& runner, std::size_t rows) {
-  Clock::time_point next_poll = Clock::now() + kPoll;
+  Clock::time_point next_poll = Clock::now();
   for (;;) {
     {
       const std::lock_guard lock(mutex);
@@ -228,11 +228,11 @@ void LayerCore::settle(Plan& plan, const LayerCall& call, LayerRunner& runner, s
         throw LayerBypassed("the layer calls itself while it is probed");
       }
     }
-    std::this_thread::sleep_for(kPause);
     if (Clock::now() >= next_poll) {
       runner.poll();
       next_poll = Clock::now() + kPoll;
     }
+    std::this_thread::sleep_for(kPause);
   }
   struct Done {
     ~Done() {
