@@ -176,17 +176,6 @@ struct LeafShape {
   bool by_row = true;
 };
 
-// A row that is in no tier.
-struct MissingRow {
-  enum class Why : std::uint8_t {
-    kNew,      // not seen before, as far as the policy remembers
-    kEvicted,  // seen before: evicted, refused or removed since
-    kExpired,  // older than ttl
-  };
-  std::int64_t position = 0;
-  Why why = Why::kNew;
-};
-
 class LayerEngine;
 
 class TENSORKEY_EXPORT LayerAnswer {

@@ -53,6 +53,19 @@ struct MemoStats {
   double seconds_copy = 0;        // in assembling answers
 };
 
+// A row that is in no tier.
+struct MissingRow {
+  enum class Why : std::uint8_t {
+    kNew,      // not seen before, as far as the policy remembers
+    kEvicted,  // seen before: evicted, refused or removed since
+    kExpired,  // older than ttl
+  };
+  std::int64_t position = 0;
+  Why why = Why::kNew;
+
+  friend bool operator==(const MissingRow&, const MissingRow&) = default;
+};
+
 class Memo;
 
 class TENSORKEY_EXPORT MemoBatch {
@@ -133,10 +146,9 @@ class TENSORKEY_EXPORT Memo {
   // The same for rows that have keys already, such as the caller's own.
   [[nodiscard]] MemoBatch lookup(std::span<const Key> keys, const KeyOptions& options,
                                  Keep keep = Keep::kNow);
-  // Positions of the first row of each distinct key that is in no tier, ascending: neither counted
-  // nor claimed.
-  [[nodiscard]] std::vector<std::int64_t> missing(std::span<const Key> keys,
-                                                  const KeyOptions& options) const;
+  // The first row of each distinct key that is in no tier, ascending: neither counted nor claimed.
+  // Keys have scope and secret in them.
+  [[nodiscard]] std::vector<MissingRow> missing(std::span<const Key> keys) const;
 
   // Ends the wait of pending rows: true offers them to the tiers below memory, false removes them
   // from memory too. Returns their number.

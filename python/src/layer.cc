@@ -212,13 +212,28 @@ Answer answer(Engine& self, const nb::sequence& tensors, const nb::sequence& pat
   }
 }
 
-std::vector<std::int64_t> missing(Engine& self, const nb::sequence& tensors,
-                                  const nb::sequence& paths, nb::handle ids, const nb::bytes& about,
-                                  const nb::bytes& weights, nb::handle secret) {
+const char* name_of(MissingRow::Why why) {
+  switch (why) {
+    case MissingRow::Why::kNew: return "new";
+    case MissingRow::Why::kEvicted: return "evicted";
+    case MissingRow::Why::kExpired: return "expired";
+  }
+  return "";
+}
+
+nb::dict missing(Engine& self, const nb::sequence& tensors, const nb::sequence& paths,
+                 nb::handle ids, const nb::bytes& about, const nb::bytes& weights,
+                 nb::handle secret) {
   Rows rows(tensors, paths, ids);
   const LayerCall call = call_of(rows, {tensors, paths, ids, about, weights, secret});
-  const MaybeReleaseGil release(self.stores ? kReleaseGilBytes : rows.bytes());
-  return self.core.missing(call);
+  std::vector<MissingRow> found;
+  {
+    const MaybeReleaseGil release(self.stores ? kReleaseGilBytes : rows.bytes());
+    found = self.core.missing(call);
+  }
+  nb::dict result;
+  for (const MissingRow& row : found) result[nb::int_(row.position)] = name_of(row.why);
+  return result;
 }
 
 std::optional<nb::bytes> scope(Engine& self, const nb::sequence& tensors, const nb::sequence& paths,
@@ -388,6 +403,9 @@ void init_answer(nb::module_& m) {
                    nb::sig("def leaves(self) -> tuple[tuple[str, tuple[int, ...], bool], ...]"),
                    "For each leaf the name of its dtype, its shape and whether it is by row.")
       .def_prop_ro(
+          "seconds_layer", [](Answer& self) { return self.get().seconds_layer(); },
+          "Of the layer, in running them.")
+      .def_prop_ro(
           "deviation",
           [](Answer& self) {
             const Deviation& found = self.get().deviation();
@@ -418,7 +436,7 @@ constexpr const char* kMissingSignature =
     "def missing(self, tensors: collections.abc.Sequence[object], "
     "paths: collections.abc.Sequence[str], "
     "ids: collections.abc.Sequence[str | bytes | int] | None, about: bytes, weights: bytes, "
-    "secret: bytes | None) -> list[int]";
+    "secret: bytes | None) -> dict[int, str]";
 constexpr const char* kScopeSignature =
     "def scope(self, tensors: collections.abc.Sequence[object], "
     "paths: collections.abc.Sequence[str], "
@@ -449,7 +467,8 @@ void init_engine(nb::module_& m) {
            "Answer a batch: rows of tensors that share their first dimension, or rows with ids.")
       .def("missing", &missing, "tensors"_a, "paths"_a, "ids"_a.none(), "about"_a, "weights"_a,
            "secret"_a.none(), nb::sig(kMissingSignature),
-           "Positions of rows that answer() would have to run.")
+           "Positions of rows that answer() would have to run, ascending, and why: \"new\",\n"
+           "\"evicted\" or \"expired\".")
       .def("scope", &scope, "tensors"_a, "paths"_a, "ids"_a.none(), "about"_a, "weights"_a,
            nb::sig(kScopeSignature),
            "The scope under which the rows are, if their plan is known to this engine.")
@@ -459,6 +478,9 @@ void init_engine(nb::module_& m) {
       .def(
           "drop_pending", [](Engine& self) { return self.core.drop_pending(); },
           nb::call_guard<nb::gil_scoped_release>(), "Take pending rows back.")
+      .def_prop_ro(
+          "pending", [](const Engine& self) { return self.core.stats().pending; },
+          "Rows that wait for one of the two.")
       .def_prop_ro(
           "pending_full", [](const Engine& self) { return self.core.pending_full(); },
           "Whether it is time for one of the two.")

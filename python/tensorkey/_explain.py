@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from tensorkey._frontend import Engine
 
 
+_GONE = {
+    "new": "never seen",
+    "evicted": "evicted or refused: the bound is too small for it",
+    "expired": "expired: older than ttl",
+}
+
+
 class Row(NamedTuple):
     """What is known of one row."""
 
@@ -72,10 +79,9 @@ class _Question:
         keys = _core.tuple_row_keys(dict(zip(arguments.paths, self._tensors, strict=True)))
         first: dict[_core.Key, int] = {}
         place = [first.setdefault(keys[i], i) for i in range(arguments.rows)]
-        absent = self._absent(self._tensors, self._about, self._state.weights)
-        reasons = dict.fromkeys(absent, "never seen")
-        for position, reason in self._evicted(sorted(absent)):
-            reasons[position] = reason
+        why = self._absent(self._tensors, self._about, self._state.weights)
+        reasons = {position: _GONE[reason] for position, reason in why.items()}
+        absent = {position for position, reason in why.items() if reason == "new"}
         for explained, reason in self._elsewhere():
             for position in absent & explained:
                 reasons[position] = reason
@@ -84,36 +90,24 @@ class _Question:
             Row(False, reasons[at]) if at in reasons else Row(True, "hit") for at in place
         )
 
-    def _absent(self, tensors: Sequence[Any], about: bytes, weights: bytes) -> set[int]:
+    def _absent(self, tensors: Sequence[Any], about: bytes, weights: bytes) -> dict[int, str]:
         core, secret = self._engine.core, self._engine.options.secret
-        return set(core.missing(tensors, self._arguments.paths, None, about, weights, secret))
-
-    def _evicted(self, positions: list[int]) -> Iterator[tuple[int, str]]:
-        """Yield what the policy remembers of rows that are gone."""
-        core, secret = self._engine.core, self._engine.options.secret
-        found = core.reasons(
-            self._tensors, self._arguments.paths, None, self._about, self._state.weights, secret
-        )
-        texts = {
-            "evicted": "evicted or refused: the bound is too small for it",
-            "expired": "expired: older than ttl",
-        }
-        yield from ((i, texts[found[i]]) for i in positions if found.get(i) in texts)
+        return core.missing(tensors, self._arguments.paths, None, about, weights, secret)
 
     def _elsewhere(self) -> Iterator[tuple[set[int], str]]:
         """Yield positions that are there under something else, the nearest reason first."""
         everything = set(range(self._arguments.rows))
         for seen, reason in self._seen:
             absent = self._absent(self._tensors, seen.about, seen.weights)
-            present = everything - absent
+            present = everything - absent.keys()
             # missing() names the first of equal rows alone: the others are not told apart here.
             if present:
                 yield present, reason
         backend = self._engine.backend
         for tensors, reason in backend.variants(self._tensors, self._engine.history.shapes):
             absent = self._absent(tensors, self._about, self._state.weights)
-            if everything - absent:
-                yield everything - absent, reason
+            if everything - absent.keys():
+                yield everything - absent.keys(), reason
 
 
 def told(seen: Seen, now: Seen) -> str:

@@ -334,7 +334,7 @@ class Engine:
     def missing(self, ids: Sequence[Id]) -> list[int]:
         """Return positions of ids whose rows would have to be run."""
         about, state = self.about(Nothing(), b"")
-        return self.core.missing([], [], ids, about, state.weights, self.options.secret)
+        return list(self.core.missing([], [], ids, about, state.weights, self.options.secret))
 
     def describe(self) -> list[str]:
         """Return what answers are known to depend on besides the rows, in words."""

@@ -120,20 +120,7 @@ std::vector<MissingRow> LayerEngine::missing(const LayerCall& call) {
   }
   const Digest scope = internal::scope_of(call.about, call.weights, chunk);
   const std::string_view bytes(reinterpret_cast<const char*>(scope.data()), scope.size());
-  const std::vector<Key> keys = internal::keys_of(call, bytes);
-  std::vector<MissingRow> rows;
-  std::vector<Key> absent;
-  for (const std::int64_t position :
-       impl_->memo.missing(keys, {.scope = bytes, .secret = call.secret})) {
-    rows.push_back({.position = position});
-    absent.push_back(keys[static_cast<std::size_t>(position)]);
-  }
-  const std::vector<internal::Lookup> reasons = impl_->memo.reasons(absent);
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    if (reasons[i] == internal::Lookup::kEvicted) rows[i].why = MissingRow::Why::kEvicted;
-    if (reasons[i] == internal::Lookup::kExpired) rows[i].why = MissingRow::Why::kExpired;
-  }
-  return rows;
+  return impl_->memo.missing(internal::keys_of(call, bytes));
 }
 
 std::size_t LayerEngine::confirm() {

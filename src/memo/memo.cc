@@ -175,13 +175,19 @@ MemoBatch Memo::lookup(std::span<const Key> keys, const KeyOptions& options, Kee
   return Impl::look_up(impl_, {keys.begin(), keys.end()}, options, keep, start);
 }
 
-// Keys have scope and secret in them: a tier is asked for nothing else.
-std::vector<std::int64_t> Memo::missing(std::span<const Key> keys,
-                                        const KeyOptions& /*options*/) const {
+std::vector<MissingRow> Memo::missing(std::span<const Key> keys) const {
   const internal::DistinctRows distinct({keys.begin(), keys.end()});
-  std::vector<std::int64_t> rows;
+  std::vector<MissingRow> rows;
   for (std::size_t slot = 0; slot < distinct.slots(); ++slot) {
-    if (!impl_->tiers.contains(distinct.keys()[slot])) rows.push_back(distinct.first(slot));
+    const Key& key = distinct.keys()[slot];
+    if (impl_->tiers.contains(key)) continue;
+    MissingRow& row = rows.emplace_back(MissingRow{.position = distinct.first(slot)});
+    switch (impl_->tiers.memory.why_missing(key)) {
+      case Lookup::kEvicted: row.why = MissingRow::Why::kEvicted; break;
+      case Lookup::kExpired: row.why = MissingRow::Why::kExpired; break;
+      case Lookup::kHit:
+      case Lookup::kNew: break;
+    }
   }
   return rows;
 }

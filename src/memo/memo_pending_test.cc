@@ -214,7 +214,7 @@ TEST(MemoPending, EntriesAreWrittenUnderTheirSecrets) {
   Memo memo(std::make_shared<ActivationCache>(both_tiers(folder)));
   EXPECT_TRUE(memo.lookup(keys_of({1}), {.secret = secret}).missing().empty());
   EXPECT_TRUE(look_up(memo, {2}).missing().empty());
-  EXPECT_EQ(memo.missing(keys_of({1, 2, 3}), {}), std::vector<std::int64_t>{2});
+  EXPECT_EQ(memo.missing(keys_of({1, 2, 3})), std::vector<MissingRow>{{.position = 2}});
   Memo another(std::make_shared<ActivationCache>(both_tiers(folder)));
   EXPECT_EQ(look_up(another, {1}).missing().size(), 1U);
 }

@@ -115,17 +115,24 @@ EntryPtr MemoryTier::peek(const Key& key) const {
   return EntryPtr(block);
 }
 
+Lookup MemoryTier::why(const Key& key) const {
+  const Block* const block = table_.find(key);
+  if (block != nullptr && expired(*block)) return Lookup::kExpired;
+  return policy_.seen(std::hash<Key>{}(key)) ? Lookup::kEvicted : Lookup::kNew;
+}
+
+Lookup MemoryTier::why_missing(const Key& key) const {
+  const std::lock_guard lock(mutex_);
+  return why(key);
+}
+
 void MemoryTier::count_misses(std::span<const Key> keys, std::span<Lookup> reasons) {
   const std::lock_guard lock(mutex_);
   for (std::size_t i = 0; i < keys.size(); ++i) {
-    const std::uint64_t hash = std::hash<Key>{}(keys[i]);
-    const Block* const block = table_.find(keys[i]);
-    const Lookup reason = block != nullptr && expired(*block) ? Lookup::kExpired
-                          : policy_.seen(hash)                ? Lookup::kEvicted
-                                                              : Lookup::kNew;
+    const Lookup reason = why(keys[i]);
     if (!reasons.empty()) reasons[i] = reason;
     lookups_.add(reason, 1);
-    distinct_.add(hash);
+    distinct_.add(std::hash<Key>{}(keys[i]));
   }
 }
 

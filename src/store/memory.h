@@ -41,6 +41,8 @@ class MemoryTier {
 
   // Why these keys were missed; counts them. reasons may be empty.
   void count_misses(std::span<const Key> keys, std::span<Lookup> reasons);
+  // Neither counted nor told to the policy. REQUIRES: the key is not there, or was not just now.
+  [[nodiscard]] Lookup why_missing(const Key& key) const;
   [[nodiscard]] std::size_t bound() const;
   // Hits in a tier below.
   void count_stored_hits(std::uint64_t count) noexcept {
@@ -76,6 +78,7 @@ class MemoryTier {
 
   void hit(Block& block);
   [[nodiscard]] bool expired(const Block& block) const noexcept;
+  [[nodiscard]] Lookup why(const Key& key) const;  // REQUIRES: the mutex
 
   // All below: mutex_ is held.
   EntryPtr known(const Key& key);
