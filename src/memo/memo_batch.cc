@@ -236,12 +236,13 @@ void MemoBatch::assemble(std::span<const std::span<std::byte>> outs) const {
     check_leaf_count(entry->tensor_count(), outs.size());
   }
   for (std::size_t k = 0; k < outs.size(); ++k) {
-    const std::size_t row_bytes = rows == 0 ? 0 : decoded_size(self.example->tensor(k));
+    const std::size_t row_bytes =
+        self.example == nullptr ? 0 : decoded_size(self.example->tensor(k));
     if (outs[k].size() != rows * row_bytes) {
       invalid("[MemoBatch::assemble] room for " + std::to_string(outs[k].size()) +
               " bytes; expected " + std::to_string(rows) + " rows of " + std::to_string(row_bytes));
     }
-    if (rows > 0) self.copy_leaf(k, row_bytes, outs[k].data());
+    if (self.example != nullptr) self.copy_leaf(k, row_bytes, outs[k].data());
   }
   const std::lock_guard lock(self.memo->mutex);
   self.memo->stats.seconds_copy += seconds_since(start);

@@ -122,6 +122,16 @@ TEST(MemoLeaves, AreThoseOfAllRowsOrAnError) {
   EXPECT_THROW(both.assemble(std::vector{bytes.first(32), bytes.first(8), bytes.first(0)}), Error);
 }
 
+TEST(MemoLeaves, ARowWithoutElementsIsNotARowOfAnotherShape) {
+  Memo memo(cache());
+  const Outputs outputs({1});
+  memo.lookup(keys_of({"a"}), {}).insert(0, 1, {&outputs.views[2], 1}, 0);
+  memo.lookup(keys_of({"b"}), {}).insert(0, 1, {&outputs.views[1], 1}, 0);
+  const MemoBatch batch = memo.lookup(keys_of({"a", "b"}), {});
+  const std::span<std::byte> none;
+  EXPECT_THROW(batch.assemble({&none, 1}), Error);
+}
+
 TEST(MemoLeaves, ARowMayHaveNone) {
   Memo memo(cache());
   for (int round = 0; round < 2; ++round) {
