@@ -60,6 +60,8 @@ def _merged(name: str, values: list[Any]) -> Any:
         return " | ".join(text for text in texts if text)
     if name == "chunk":
         return first if len(set(values)) == 1 else None
+    if name in ("strict_interval", "largest_deviation"):
+        return max(values)
     return sum(values)
 
 
@@ -203,6 +205,9 @@ class CacheStats(_Counters):
         ]
 
 
+_STATES = ("chunk", "strict_interval", "largest_deviation", "pending")  # no counts
+
+
 @dataclasses.dataclass(frozen=True)
 class LayerStats(_Counters):
     """A snapshot of the counters of one cached layer.
@@ -239,6 +244,16 @@ class LayerStats(_Counters):
     """Rows run only to fill a chunk."""
     probe_runs: int = 0
     """Chunks run by the probe; they count nowhere else."""
+    verified: int = 0
+    """Hits that were computed again, as ``verify=`` asks."""
+    deviating: int = 0
+    """Of them, those that are not what the layer computes now."""
+    largest_deviation: float = 0.0
+    """The largest absolute difference among them."""
+    pending: int = 0
+    """Rows that are not stored for others yet: all weights are to be read first."""
+    dropped_pending: int = 0
+    """Rows that were not stored, as the weights turned out to have changed unseen."""
     rejections: int = 0
     """Rows that were run and not stored."""
     bytes_read: int = 0
@@ -265,6 +280,10 @@ class LayerStats(_Counters):
     """Rows in a chunk; ``None`` until the first call has settled it."""
     probe: str = "not yet run"
     """What the probe measured."""
+    fingerprint: str = "auto"
+    """How closely the weights are looked at."""
+    strict_interval: int = 1
+    """Calls from one reading of all weights to the next, at present; 0: only when asked for."""
     codec: str = "raw"
     """How answers are kept."""
     decision: str = ""
@@ -279,6 +298,20 @@ class LayerStats(_Counters):
     """What the counters say about the use of the cache."""
     cache: CacheStats = dataclasses.field(default_factory=CacheStats)
     """Of the cache, with what other layers that share it did."""
+
+    def since(self, before: LayerStats) -> LayerStats:
+        """Return what was counted after another snapshot of the same layer."""
+        counted = {}
+        for field in dataclasses.fields(self):
+            now, then = getattr(self, field.name), getattr(before, field.name)
+            if field.name in _STATES or not isinstance(now, (int, float, dict)):
+                continue
+            if isinstance(now, dict):
+                counts = {key: now[key] - then.get(key, 0) for key in now}
+                counted[field.name] = {key: count for key, count in counts.items() if count}
+            else:
+                counted[field.name] = now - then
+        return dataclasses.replace(self, **counted)
 
     @property
     def entries(self) -> int:
@@ -336,7 +369,13 @@ class LayerStats(_Counters):
             ("codec", f"{self.codec}{lossy}"),
             ("probe", f"{self.probe}; {self.probe_runs} runs"),
             ("decision", self.decision),
+            ("weights", self._weights()),
         ]
+        if self.verified:
+            worst = f", by up to {self.largest_deviation:.3g}" if self.deviating else ""
+            rows.append(
+                ("verified", f"{self.verified} hits again, {self.deviating} differ{worst}")
+            )
         if self.host_copy_bytes:
             copied = f"{self.host_copy_rows} rows, {format_bytes(self.host_copy_bytes)}"
             rows.append(("copied", f"{copied} from a device"))
@@ -345,6 +384,13 @@ class LayerStats(_Counters):
         rows += [("assumed", text) for text in self.assumptions]
         rows += [("hint", text) for text in self.hints]
         return rows
+
+
+    def _weights(self) -> str:
+        every = "" if self.strict_interval < 2 else f", all bytes every {self.strict_interval} calls"
+        waiting = f"; {self.pending} rows wait for it" if self.pending else ""
+        dropped = f"; {self.dropped_pending} rows dropped" if self.dropped_pending else ""
+        return f"fingerprint {self.fingerprint!r}{every}{waiting}{dropped}"
 
 
 @dataclasses.dataclass(frozen=True)
