@@ -67,6 +67,10 @@ class Packed:
         if len(self.tensors) > _MAX_TENSORS:
             raise NoResult(f"more than {_MAX_TENSORS} tensors in the result")
 
+    def originals(self) -> list[Any]:
+        """Return the tensors as they are in the result; a scalar of NumPy is kept as an array."""
+        return [value for _, value in self._met.values()]
+
     def members(self) -> dict[str, Any]:
         """Return what goes into an entry, by name."""
         named = {str(i): tensor for i, tensor in enumerate(self.tensors)}
