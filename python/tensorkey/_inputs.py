@@ -260,7 +260,7 @@ class Signature:
         declared, named = [], []
         for key, at, default in binding.declared:
             encoded = encoder.encode(args[at] if isinstance(at, int) else kwargs[at], key)
-            if encoded != default or self._wrapped:
+            if encoded != default:
                 declared += [text(key), encoded]
         positional = [encoder.encode(args[at], path) for path, at in binding.positional]
         for key, path, own in binding.named:
