@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from tensorkey import errors
+from tensorkey._calls import Encoder
+from tensorkey._encoding import sequence
 
 
 class Adapter(Protocol):
@@ -82,3 +84,16 @@ class OutputAdapter:
             )
         self.to_tensors: Callable[[Any], Any] = outputs[0]
         self.from_tensors: Callable[[Any], Any] = outputs[1]
+
+    def about(self) -> tuple[bytes, list[str]]:
+        """Encode the code of both functions; return what is assumed of them too.
+
+        Raises
+        ------
+        tensorkey._calls.NoKey
+            For a function that cannot be read.
+        """
+        encoder = Encoder()
+        functions = {"outputs[0]": self.to_tensors, "outputs[1]": self.from_tensors}
+        parts = [encoder.encode(function, path) for path, function in functions.items()]
+        return sequence(b"t", parts), encoder.assumed

@@ -90,7 +90,7 @@ class InputEncoder(Encoder):
     def _level(self, value: Any, path: str, depth: int) -> bytes | None:
         level = opened(value, path)
         if level is None:
-            return self._nest(value, path, depth)  # a slice, an enum
+            return self._nest(value, path, depth)  # an enum
         before = len(self.tensors)
         self._fixed += level.tag == b"s"
         items = [

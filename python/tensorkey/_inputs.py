@@ -19,26 +19,19 @@ and tensors with rows by class, dtype and device (_input_encoder.py).
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from struct import pack
 from typing import Any
 
 from tensorkey._backend import Bypass
+from tensorkey._binding import Binding, signature_of
 from tensorkey._calls import NoKey
-from tensorkey._encoding import PLAIN, item, plain, sequence, text, version_of
+from tensorkey._encoding import item, plain, sequence, text, version_of
 from tensorkey._input_encoder import InputEncoder
 from tensorkey._nests import Framework, rebuilt
-from tensorkey._paths import quoted
 
 _MAX_PLANS = 256
 _MAX_DEPTH = 32
-_ANY = inspect.Signature(
-    [
-        inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL),
-        inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD),
-    ]
-)
 _HASHED = frozenset({type(None), bool, int, str})
 
 
@@ -129,42 +122,6 @@ class _Plan:
         """Of the row tensors, if they are not passed in the order of the parameters."""
 
 
-class _Binding:
-    """Which parameter takes which argument: positions and keywords in parameter order."""
-
-    def __init__(self, signature: inspect.Signature, count: int, keywords: tuple[str, ...]) -> None:
-        markers: dict[str, int | str] = {key: key for key in keywords}
-        try:
-            bound = signature.bind(*range(count), **markers)
-        except TypeError as error:
-            raise Bypass(f"the arguments do not fit the layer: {error}") from None
-        self.declared: list[tuple[str, int | str, bytes | None]] = []
-        self.positional: list[tuple[str, int]] = []
-        self.named: list[tuple[str, str, str]] = []
-        for key, marker in bound.arguments.items():
-            parameter = signature.parameters[key]
-            if parameter.kind is parameter.VAR_POSITIONAL:
-                self.positional = [(f"{key}[{i}]", at) for i, at in enumerate(marker)]
-            elif parameter.kind is parameter.VAR_KEYWORD:
-                self.named = [(own, _root(own), own) for own in marker]
-            else:
-                encode = PLAIN.get(type(parameter.default))
-                default = encode(parameter.default) if encode is not None else None
-                self.declared.append((key, marker, default))
-        names = [key for key, *_ in self.declared] + [key for key, *_ in self.named]
-        names += [path[: path.index("[")] for path, _ in self.positional[:1]]
-        twice = {key for key in names if names.count(key) > 1}
-        if twice:
-            raise Bypass(f"two arguments are called {min(twice)}")
-        self.places: list[int | str] = [at for _, at, _ in self.declared]
-        self.places += [at for _, at in self.positional]
-        self.places += [key for *_, key in self.named]
-
-
-def _root(name: str) -> str:
-    return name if name.isidentifier() else f"[{quoted(name)}]"
-
-
 class Signature:
     """Takes the arguments of one function apart. Thread-safe.
 
@@ -200,12 +157,8 @@ class Signature:
         self._framework = framework
         self._rows = framework.rows
         self._whole = whole
-        try:
-            self._signature = inspect.signature(method)
-            self._wrapped = self._signature != inspect.signature(method, follow_wrapped=False)
-        except (TypeError, ValueError):
-            self._signature, self._wrapped = _ANY, False
-        self._bindings: dict[tuple[int, tuple[str, ...]], _Binding] = {}
+        self._signature, self._wrapped = signature_of(method)
+        self._bindings: dict[tuple[int, tuple[str, ...]], Binding] = {}
         self._plans: dict[tuple[Any, ...], _Plan] = {}
         self._tensors: set[type] = set()
         """Classes whose instances are tensors."""
@@ -244,7 +197,7 @@ class Signature:
         if plan is None:
             return self._take(args, kwargs, traced)
         rows = self._common_rows(tensors)
-        if not rows or rows in plan.lengths:
+        if not rows or (rows in plan.lengths and rows > 1):
             return self._take(args, kwargs, None)
         if plan.order is not None:
             tensors = [tensors[i] for i in plan.order]
@@ -308,10 +261,10 @@ class Signature:
             self._plans[traced] = plan
         return Arguments(rows, encoder.tensors, plan, args, kwargs)
 
-    def _binding(self, count: int, names: tuple[str, ...]) -> _Binding:
+    def _binding(self, count: int, names: tuple[str, ...]) -> Binding:
         binding = self._bindings.get((count, names))
         if binding is None:
-            binding = _Binding(self._signature, count, names)
+            binding = Binding(self._signature, count, names)
             if len(self._bindings) >= _MAX_PLANS:
                 self._bindings.clear()
             self._bindings[count, names] = binding
@@ -319,7 +272,7 @@ class Signature:
 
     def _encoded(
         self,
-        binding: _Binding,
+        binding: Binding,
         encoder: InputEncoder,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -327,7 +280,7 @@ class Signature:
         declared, named = [], []
         for key, at, default in binding.declared:
             encoded = encoder.encode(args[at] if isinstance(at, int) else kwargs[at], key)
-            if encoded != default or self._wrapped:
+            if encoded != default:
                 declared += [text(key), encoded]
         positional = [encoder.encode(args[at], path) for path, at in binding.positional]
         for key, path, own in binding.named:
@@ -341,7 +294,7 @@ class Signature:
         return sequence(b"t", [spelled, *parts, *versions]), bare
 
     def _order(
-        self, binding: _Binding, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> list[int] | None:
         """Return where the tensors of each place in parameter order are among those passed."""
         spans: dict[int | str, range] = {}

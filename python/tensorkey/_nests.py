@@ -66,6 +66,11 @@ def opened(value: Any, path: str) -> Opened | None:
     kind: Any = type(value)
     if isinstance(value, (tuple, list)):
         return _opened_sequence(value, kind, path)
+    if kind is slice:
+        names = ("start", "stop", "step")
+        parts = [value.start, value.stop, value.step]
+        paths = [f"{path}.{key}" for key in names]
+        return Opened(b"t", class_name(kind), paths, parts, lambda items: slice(*items))
     if isinstance(value, (set, frozenset)):
         if kind not in (set, frozenset):
             raise Unread(f"a {kind.__qualname__}")
@@ -204,7 +209,7 @@ def rebuilt(value: Any, rows: frozenset[int], tensors: Iterator[Any]) -> Any:
     if level is None:
         return value
     children = [rebuilt(child, rows, tensors) for child in level.children]
-    if isinstance(value, (tuple, frozenset)) and all(
+    if isinstance(value, (tuple, frozenset, slice)) and all(
         new is old for new, old in zip(children, level.children, strict=True)
     ):
         return value

@@ -56,7 +56,7 @@ def pack(
     except NoResult as reason:
         raise Unsuited(f"its output cannot be kept: {reason}") from None
     paths = [path or "output" for path in packed.paths]
-    for leaf, path in zip(packed.tensors, paths, strict=True):
+    for leaf, path in zip(packed.originals(), paths, strict=True):
         if not framework.is_tensor(leaf):
             kind = type(leaf)
             raise Unsuited(

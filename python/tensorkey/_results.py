@@ -67,6 +67,10 @@ class Packed:
         if len(self.tensors) > _MAX_TENSORS:
             raise NoResult(f"more than {_MAX_TENSORS} tensors in the result")
 
+    def originals(self) -> list[Any]:
+        """Return the tensors as they are in the result; a scalar of NumPy is kept as an array."""
+        return [value for _, value in self._met.values()]
+
     def members(self) -> dict[str, Any]:
         """Return what goes into an entry, by name."""
         named = {str(i): tensor for i, tensor in enumerate(self.tensors)}
@@ -113,9 +117,9 @@ class Packed:
         if kind is dict:
             return sequence(b"d", self._pairs(value, path, depth))
         if kind is set:
-            return sequence(b"s", self._sequence(value, path, depth))
+            return sequence(b"s", self._set(value, path, depth))
         if kind is frozenset:
-            return self._object("frozenset", kind, self._sequence(value, path, depth))
+            return self._object("frozenset", kind, self._set(value, path, depth))
         if kind is collections.OrderedDict:
             return self._object("OrderedDict", kind, self._pairs(value, path, depth))
         if isinstance(value, tuple) and not getattr(value, "__dict__", None):
@@ -149,6 +153,11 @@ class Packed:
             pairs = zip(names, value, strict=True)
             return [self._item(part, _field(path, key), depth) for key, part in pairs]
         return [self._item(part, f"{path}[{i}]", depth) for i, part in enumerate(value)]
+
+    def _set(self, value: Any, path: str, depth: int) -> list[bytes]:
+        before = len(self.tensors)
+        items = self._sequence(value, path, depth)
+        return sorted(items) if len(self.tensors) == before else items  # tensors are in order
 
     def _pairs(self, value: dict[Any, Any], path: str, depth: int) -> list[bytes]:
         parts = []
