@@ -96,10 +96,10 @@ def test_hooks_and_gradients_are_asked_for_now():
     assert not guard.trainable()
 
 
-def test_a_tensor_that_becomes_unreadable_has_changed():
+def test_a_tensor_whose_storage_was_freed_has_changed():
     tensor = torch.ones(2)
     guard = _core.Guard([tensor])
-    tensor.data = torch.ones(2, device="meta")
+    tensor.untyped_storage().resize_(0)
     assert not guard.unchanged()
 
 
