@@ -29,6 +29,7 @@ HEADER_LAYER = {
     "entry": "store",
     "entry_format": "store",
     "bypass": "memo",
+    "fingerprint": "memo",
     "hints": "memo",
     "tensorkey": "frontends",
     "torch": "frontends",
