@@ -172,10 +172,14 @@ def with_source(tmp_path, name, body):
         "def helper(x, y: float):\n    return " + body + "\n\n"
         "class Made(nn.Module):\n    def forward(self, x):\n        return helper(x, 0.5)\n"
     )
+    return quietly(torch.jit.script, made(source))
+
+
+def made(source):
     spec = importlib.util.spec_from_file_location("made", source)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return quietly(torch.jit.script, module.Made())
+    return module.Made()
 
 
 def test_the_code_of_functions_that_are_called_counts(tmp_path):
@@ -255,6 +259,37 @@ def test_objects_in_a_scripted_module_are_refused():
         layer = torch.jit.script(packed)
     with pytest.raises(errors.Unsupported, match="cannot be read"):
         state(layer)
+
+
+BRANCHES = """
+import warnings
+
+import torch
+from torch import nn
+
+class Made(nn.Module):
+    def forward(self, x, y: int):
+        if y > 1:
+            warnings.warn("large")
+            for _ in range(y):
+                x = x + 1
+        return x
+"""
+
+
+def test_neither_files_nor_numbers_of_the_process_count(tmp_path):
+    """Inner blocks print their place in a file, warnings a counter."""
+    found = []
+    for i in range(2):
+        source = tmp_path / f"branches{i}.py"
+        source.write_text("\n" * i + BRANCHES)
+        layer = quietly(torch.jit.script, made(source))
+        quietly(torch.jit.save, layer, str(tmp_path / "made.pt"))
+        found += [state(layer), state(load(str(tmp_path / "made.pt")))]
+    assert "branches1" in layer.graph.str(False)
+    assert "warn_id" in str(layer.graph)
+    assert found[0] == found[2]
+    assert found[1] == found[3]
 
 
 def item(tag, body):
