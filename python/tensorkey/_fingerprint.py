@@ -225,6 +225,8 @@ class Fingerprint:
             self._known = now
             self._guarded = dataclasses.replace(now.state, pending=True, strict=False)
             self._guard = guard
+            if guard is not None and guard.hooked():
+                self._demanded = True  # while there are hooks, and once more when they are gone
             return dataclasses.replace(now.state, changed=True) if changed else now.state
 
     def _read_extra(self) -> Reading | None:

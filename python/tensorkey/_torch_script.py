@@ -18,7 +18,7 @@ from tensorkey._encoding import PLAIN, name, sequence, text
 from tensorkey._reading import Reading
 
 _C: Any = torch._C
-_MANGLED = re.compile(r"___torch_mangle_\d+\.")  # which of several loads in a process this is
+_MANGLED = re.compile(r"___torch_mangle_\d+\.|\[warn_id=\d+\]")  # numbers of this process
 _SCALARS = {"f": "f", "i": "i", "s": "s", "c": "c", "t": "t", "ival": "ival"}
 _LISTS = {"fs": "fs", "is": "is_", "ss": "ss", "ts": "ts"}
 
@@ -73,6 +73,12 @@ def _unmangled(value: str) -> str:
     return _MANGLED.sub("", value)
 
 
+def _printed(graph: Any) -> str:
+    """Print a graph without the places in files: inner blocks show them whatever is asked."""
+    lines = graph.str(False).split("\n")
+    return _unmangled("\n".join(line.partition(" # ")[0] for line in lines))
+
+
 class _Methods:
     """The code of one module: the graph of each method, with all that it calls inlined."""
 
@@ -89,7 +95,7 @@ class _Methods:
         graphs += [("(pre-hook)", hook.inlined_graph) for hook in script._get_forward_pre_hooks()]
         graphs += [("(hook)", hook.inlined_graph) for hook in script._get_forward_hooks()]
         for key, graph in graphs:
-            self._texts += [text(key), text(_unmangled(graph.str(False)))]
+            self._texts += [text(key), text(_printed(graph))]
             constants = list(self._walk(graph))
             self._constants += [(f"{path}.{key}#{i}", value) for i, value in enumerate(constants)]
 
