@@ -29,7 +29,8 @@ from tensorkey._torch_swap import cache_submodule, uncache
 __all__ = ["CachedLayer", "cache_submodule", "cached", "tensor", "uncache"]
 
 _UNREAD = frozenset(vars(nn.Module())) - {"training"} | {
-    *("_engine", "_monitor", "_options", "_operator")
+    *("_engine", "_monitor", "_options", "_operator"),
+    "_is_torch_compile",  # a mark that torch.compile leaves on what it was given
 }
 
 
