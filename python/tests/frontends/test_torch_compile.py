@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
+import tensorkey as tk  # noqa: E402
 from tensorkey import errors  # noqa: E402
 from tensorkey.torch import CachedLayer  # noqa: E402
 
@@ -202,6 +203,23 @@ def test_a_layer_compiled_inside_runs_compiled():
     x = torch.randn(5, 16)
     assert torch.allclose(run(x), run(x))
     assert seen
+
+
+def test_eager_and_compiled_layers_share_no_answers():
+    cache = tk.ActivationCache("1 MiB")
+    layer = encoder()
+    eager = CachedLayer(layer, cache=cache, bypass="never")
+    x = torch.randn(20, 16)
+    eager(x)
+    compiled = CachedLayer(torch.compile(layer, backend="eager"), cache=cache, bypass="never")
+    for _ in range(2):
+        assert torch.allclose(compiled(x), layer(x), atol=1e-6)
+    assert compiled.stats.misses == compiled.stats.hits == 20
+    eager(x)
+    assert eager.stats.hits == 20
+    layer.compile(backend="eager")  # in place
+    assert torch.allclose(eager(x), layer(x), atol=1e-6)
+    assert (eager.stats.hits, eager.stats.misses) == (20, 40)
 
 
 # --- The operator.
