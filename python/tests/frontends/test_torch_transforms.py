@@ -1,10 +1,13 @@
 """Whatever PyTorch does to a cached layer, answers are right; what cannot be cached is counted."""
 
+import threading
+
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from tensorkey import errors  # noqa: E402
 from tensorkey.torch import CachedLayer  # noqa: E402
@@ -161,7 +164,7 @@ def test_fake_and_meta_tensors():
 def test_modes():
     _, cached, x = make()
     expected = cached(x)
-    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         cached(x)
     assert counter.get_total_flops() == 2 * 20 * 16 * 32
     with torch.device("cpu"):
@@ -216,6 +219,59 @@ def test_inputs_that_have_no_rows_run_uncached(inputs, reason):
     assert len(result) == len(inputs)
     assert all(one is other for one, other in zip(result, inputs, strict=True))
     assert bypassed(cached, reason)
+
+
+def test_memory_formats_of_inputs_and_outputs():
+    layer = nn.Conv2d(3, 4, 3).requires_grad_(False).eval()
+    cached = CachedLayer(layer, bypass="never")
+    x = torch.randn(20, 3, 8, 8)
+    expected = cached(x)
+    last = x.to(memory_format=torch.channels_last)
+    assert torch.equal(cached(last), expected)
+    assert cached.stats.hits == 20
+    inside = CachedLayer(Anything(lambda x: x.to(memory_format=torch.channels_last)))
+    for _ in range(2):
+        assert torch.equal(inside(last), x)
+    assert inside.stats.hits == 20
+
+
+def test_conjugated_and_negated_views_count_by_value():
+    cached = CachedLayer(Anything(lambda x: x * 2), bypass="never")
+    x = torch.randn(20, 4, dtype=torch.complex64)
+    views = [x, x.conj(), x.imag, x.conj().imag, torch._neg_view(x.real)]
+    assert views[1].is_conj()
+    assert views[3].is_neg()
+    for _ in range(2):
+        for view in views:
+            assert torch.equal(cached(view), view.clone() * 2)
+            assert torch.equal(cached(view.resolve_conj().resolve_neg()), view.clone() * 2)
+    assert cached.stats.misses == 100
+    assert cached.stats.hits == 300
+    special = CachedLayer(Anything(lambda x: torch._neg_view(x)), bypass="never")
+    for _ in range(2):
+        assert torch.equal(special(x.real), -x.real)
+
+
+def test_a_transformation_in_one_thread_is_none_in_another():
+    layer, cached, x = make(bypass="never")
+    expected = cached(x)
+    inside, done = threading.Event(), threading.Event()
+    gradients = []
+
+    def total(x):
+        inside.set()
+        assert done.wait(60)
+        return cached(x).sum()
+
+    thread = threading.Thread(target=lambda: gradients.append(torch.func.grad(total)(x)))
+    thread.start()
+    assert inside.wait(60)
+    assert torch.equal(cached(x), expected)
+    done.set()
+    thread.join()
+    assert cached.stats.hits == 20
+    assert torch.allclose(gradients[0], torch.func.grad(lambda x: layer(x).sum())(x))
+    assert bypassed(cached, "torch.func")
 
 
 def test_keyword_arguments_run_uncached():
