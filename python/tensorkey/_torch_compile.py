@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import os
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
     from tensorkey._torch_layer import CachedLayer
 
 _LAYERS: weakref.WeakValueDictionary[int, CachedLayer] = weakref.WeakValueDictionary()
-_HANDLES = itertools.count(1)
-_PLAIN = (type(None), bool, int, float, str)
+# From anywhere: a compiled graph that is kept on disk must not fit another process's layer.
+_HANDLES = itertools.count(int.from_bytes(os.urandom(6), "little"))
+_PLAIN = (bool, int, float, str)
 
 
 def _constant(function: Any) -> Any:
@@ -233,7 +235,7 @@ def cached(
 
 
 def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 @cached.register_fake
@@ -255,9 +257,17 @@ def _shapes(
     given = _Arguments(call, tensors, integers, floats)
     target = _Target(own["inner"], own["_method"])
     state = {**dict(target.named_parameters()), **dict(target.named_buffers())}
-    fake = {name: mode.from_tensor(tensor, static_shapes=True) for name, tensor in state.items()}
-    with torch.no_grad(), given.autocast:
-        output = torch.func.functional_call(target, fake, given.args, given.kwargs)
+    fake: dict[str, torch.Tensor] = {
+        name: mode.from_tensor(tensor, static_shapes=True) for name, tensor in state.items()
+    }
+    try:
+        with torch.no_grad(), given.autocast:
+            output = torch.func.functional_call(target, fake, given.args, given.kwargs)
+    except AssertionError as error:
+        raise errors.Unsupported(
+            "[CachedLayer] compile='operator' cannot run this layer on fake tensors; does it hold "
+            "tensors that are neither parameters nor buffers? use compile='island'"
+        ) from error
     results: list[torch.Tensor] = []
     own["_operator"].results[call] = fold(output, results)
     return [torch.empty(r.shape, dtype=r.dtype, device=r.device) for r in results]

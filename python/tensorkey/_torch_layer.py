@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.fx import _symbolic_trace
 
 from tensorkey import errors
 from tensorkey._backend import Bypass
@@ -260,6 +261,7 @@ class CachedLayer(Cached, nn.Module):
         """Answer from the cache where possible; run the layer for the rest."""
         if _is_dynamo_compiling():
             if _is_exporting():
+                _count_export(self)
                 return self._run_inner(inputs, options)
             _keep_off()
             operator = self.__dict__["_operator"]
@@ -294,9 +296,7 @@ class CachedLayer(Cached, nn.Module):
     def _run_inner(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         own = self.__dict__
         inner, method = own["inner"], own["_method"]
-        if method == "forward" and any(
-            isinstance(value, torch.fx.Proxy) for value in (*inputs, *options.values())
-        ):
+        if method == "forward" and _symbolic_trace._is_fx_tracing_flag:
             return inner.forward(*inputs, **options)  # a module that the tracer has no path for
         return target(inner, method)(*inputs, **options)
 
@@ -453,14 +453,21 @@ def _keep_off() -> bool:
     return True
 
 
+def _count_export(layer: CachedLayer) -> bool:
+    """Count a bypass, while the compiler traces."""
+    vars(layer)["_monitor"].bypass("torch.export")
+    return True
+
+
 _ISLAND: Any = _island
 _ISLAND._torchdynamo_disable = True
 _ISLAND._torchdynamo_disable_msg = (
     "a cached layer answers between two graphs; fullgraph=True needs "
     "CachedLayer(..., compile='operator')"
 )
-_KEEP_OFF: Any = _keep_off
-_KEEP_OFF._dynamo_marked_constant = True
+_called_while_tracing: Any
+for _called_while_tracing in (_keep_off, _count_export):
+    _called_while_tracing._dynamo_marked_constant = True
 
 
 def _operator_of(layer: CachedLayer, inner: nn.Module) -> Any:

@@ -14,7 +14,10 @@ from tensorkey._reading import Reading
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
-_UNREAD = frozenset(vars(nn.Module())) - {"training"} | {"_engine", "_options", "_operator"}
+_UNREAD = frozenset(vars(nn.Module())) - {"training"} | {
+    *("_engine", "_core", "_options", "_operator"),
+    "_is_torch_compile",  # a mark that torch.compile leaves on what it was given
+}
 
 
 class TorchModules:

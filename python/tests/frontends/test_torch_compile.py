@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
+import tensorkey as tk  # noqa: E402
 from tensorkey import errors  # noqa: E402
 from tensorkey.torch import CachedLayer  # noqa: E402
 
@@ -204,6 +205,23 @@ def test_a_layer_compiled_inside_runs_compiled():
     assert seen
 
 
+def test_eager_and_compiled_layers_share_no_answers():
+    cache = tk.ActivationCache("1 MiB")
+    layer = encoder()
+    eager = CachedLayer(layer, cache=cache, bypass="never")
+    x = torch.randn(20, 16)
+    eager(x)
+    compiled = CachedLayer(torch.compile(layer, backend="eager"), cache=cache, bypass="never")
+    for _ in range(2):
+        assert torch.allclose(compiled(x), layer(x), atol=1e-6)
+    assert compiled.stats.misses == compiled.stats.hits == 20
+    eager(x)
+    assert eager.stats.hits == 20
+    layer.compile(backend="eager")  # in place
+    assert torch.allclose(eager(x), layer(x), atol=1e-6)
+    assert (eager.stats.hits, eager.stats.misses) == (20, 40)
+
+
 # --- The operator.
 
 
@@ -311,3 +329,32 @@ def test_what_no_operator_takes_is_named():
         run = torch.compile(lambda *a, **k: cached(*a, **k), backend="eager", fullgraph=True)
         with pytest.raises(Exception, match="compile='operator'"):
             run(x, (torch.ones(3, 2), "text"), scale=scale)
+
+
+class Unregistered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = torch.ones(1, 2)
+
+    def forward(self, x):
+        return x + self.table
+
+
+def test_a_layer_with_tensors_that_no_registry_has_needs_the_island():
+    cached = CachedLayer(Unregistered(), chunk=1, compile="operator")
+    x = torch.randn(3, 2)
+    assert torch.equal(cached(x), x + 1)
+    with pytest.raises(Exception, match="neither parameters nor buffers"):
+        torch.compile(cached, backend="eager", fullgraph=True)(x)
+
+
+def test_one_code_for_many_layers():
+    @torch.compile(backend="eager", fullgraph=True)
+    def run(layer, x):
+        return layer(x) + 1
+
+    x = torch.ones(3, 16)
+    for _ in range(4):
+        cached = CachedLayer(encoder(), chunk=1, compile="operator", bypass="never")
+        assert torch.allclose(run(cached, x), cached.inner(x) + 1, atol=1e-6)
+        assert cached.stats.misses == 1

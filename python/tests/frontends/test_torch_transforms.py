@@ -1,10 +1,13 @@
 """Whatever PyTorch does to a cached layer, answers are right; what cannot be cached is counted."""
 
+import threading
+
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from tensorkey import errors  # noqa: E402
 from tensorkey.torch import CachedLayer  # noqa: E402
@@ -62,13 +65,21 @@ def test_a_gradient_with_respect_to_the_input_is_there():
     assert cached.stats.hits == 20
 
 
-def test_checkpoint():
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoint(reentrant):
     layer, cached, x = make()
+    cached(x)  # a checkpoint without gradients may be answered
     x.requires_grad_(True)
-    output = torch.utils.checkpoint.checkpoint(cached, x, use_reentrant=False)
+    head = nn.Linear(32, 1)
+    output = torch.utils.checkpoint.checkpoint(
+        lambda x: head(cached(x)), x, use_reentrant=reentrant
+    )
     output.sum().backward()
-    assert torch.allclose(output, layer(x))
-    assert x.grad is not None
+    assert torch.allclose(output, head(layer(x)), atol=1e-6)
+    expected = torch.autograd.grad(head(layer(x)).sum(), (x, head.weight))
+    assert torch.allclose(x.grad, expected[0], atol=1e-6)
+    assert torch.allclose(head.weight.grad, expected[1], atol=1e-4)
+    assert bypassed(cached, "an input requires grad")
 
 
 def test_a_head_trains_on_cached_rows():
@@ -96,6 +107,9 @@ def test_vmap_grad_jvp_and_functionalize():
     assert torch.allclose(primal, layer(x), atol=1e-6)
     assert torch.allclose(tangent, func.jvp(layer, (x,), (x,))[1])
     assert torch.allclose(func.functionalize(cached)(x), layer(x))
+    for transform in (func.jacrev, func.jacfwd):
+        rows = transform(lambda x: cached(x).sum(1))(x[:2])
+        assert torch.allclose(rows, transform(lambda x: layer(x).sum(1))(x[:2]), atol=1e-6)
     assert bypassed(cached, "torch.func")
     assert cached.stats.lookups == 20
 
@@ -134,33 +148,6 @@ def test_make_fx_and_symbolic_trace():
     assert torch.equal(graph(other), single.inner(other))
 
 
-@pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_export(strict):
-    layer, cached, x = make()
-    cached(x)
-    batch = torch.export.Dim("batch", min=2, max=100)
-    program = torch.export.export(
-        cached, (x,), dynamic_shapes={"inputs": ({0: batch},)}, strict=strict
-    )
-    other = torch.randn(9, 16)
-    assert torch.allclose(program.module()(other), layer(other), atol=1e-6)
-
-
-def test_compile_runs_the_layer_itself():
-    layer, cached, x = make()
-    expected = cached(x)
-    compiled = torch.compile(nn.Sequential(cached, nn.Identity()), backend="eager")
-    for rows in (20, 7, 3, 20):
-        assert torch.allclose(compiled(x[:rows]), expected[:rows], atol=1e-6)
-    assert cached.stats.lookups == 20
-    counts = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    for _ in range(20):
-        compiled(x)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == counts  # no recompilation
-
-
 def test_fake_and_meta_tensors():
     layer, cached, x = make()
     cached(x)
@@ -177,7 +164,7 @@ def test_fake_and_meta_tensors():
 def test_modes():
     _, cached, x = make()
     expected = cached(x)
-    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         cached(x)
     assert counter.get_total_flops() == 2 * 20 * 16 * 32
     with torch.device("cpu"):
@@ -232,6 +219,59 @@ def test_inputs_that_have_no_rows_run_uncached(inputs, reason):
     assert len(result) == len(inputs)
     assert all(one is other for one, other in zip(result, inputs, strict=True))
     assert bypassed(cached, reason)
+
+
+def test_memory_formats_of_inputs_and_outputs():
+    layer = nn.Conv2d(3, 4, 3).requires_grad_(False).eval()
+    cached = CachedLayer(layer, bypass="never")
+    x = torch.randn(20, 3, 8, 8)
+    expected = cached(x)
+    last = x.to(memory_format=torch.channels_last)
+    assert torch.equal(cached(last), expected)
+    assert cached.stats.hits == 20
+    inside = CachedLayer(Anything(lambda x: x.to(memory_format=torch.channels_last)))
+    for _ in range(2):
+        assert torch.equal(inside(last), x)
+    assert inside.stats.hits == 20
+
+
+def test_conjugated_and_negated_views_count_by_value():
+    cached = CachedLayer(Anything(lambda x: x * 2), bypass="never")
+    x = torch.randn(20, 4, dtype=torch.complex64)
+    views = [x, x.conj(), x.imag, x.conj().imag, torch._neg_view(x.real)]
+    assert views[1].is_conj()
+    assert views[3].is_neg()
+    for _ in range(2):
+        for view in views:
+            assert torch.equal(cached(view), view.clone() * 2)
+            assert torch.equal(cached(view.resolve_conj().resolve_neg()), view.clone() * 2)
+    assert cached.stats.misses == 100
+    assert cached.stats.hits == 300
+    special = CachedLayer(Anything(lambda x: torch._neg_view(x)), bypass="never")
+    for _ in range(2):
+        assert torch.equal(special(x.real), -x.real)
+
+
+def test_a_transformation_in_one_thread_is_none_in_another():
+    layer, cached, x = make(bypass="never")
+    expected = cached(x)
+    inside, done = threading.Event(), threading.Event()
+    gradients = []
+
+    def total(x):
+        inside.set()
+        assert done.wait(60)
+        return cached(x).sum()
+
+    thread = threading.Thread(target=lambda: gradients.append(torch.func.grad(total)(x)))
+    thread.start()
+    assert inside.wait(60)
+    assert torch.equal(cached(x), expected)
+    done.set()
+    thread.join()
+    assert cached.stats.hits == 20
+    assert torch.allclose(gradients[0], torch.func.grad(lambda x: layer(x).sum())(x))
+    assert bypassed(cached, "torch.func")
 
 
 def test_keyword_arguments_run_uncached():
