@@ -455,7 +455,7 @@ def _keep_off() -> bool:
 
 def _count_export(layer: CachedLayer) -> bool:
     """Count a bypass, while the compiler traces."""
-    vars(layer)["_monitor"].bypass("torch.export")
+    vars(layer)["_core"].bypass("torch.export")
     return True
 
 
