@@ -24,6 +24,7 @@ _math: Any = _C._get_math_sdp_enabled
 
 _VERSION = re.match(r"[0-9]+\.[0-9]+\.[0-9]+", torch.__version__)
 _BASE = _VERSION[0] if _VERSION else str(torch.__version__)
+_CPU = torch.device("cpu")
 _MACHINE = platform.machine()
 _PRECISE = {"none": "ieee"}  # the same to the kernels of a CPU: switched back is as never switched
 _SMALLEST = 5e-324
@@ -66,7 +67,7 @@ def environment(tensor: torch.Tensor, portable: bool = False) -> tuple[object, .
     Parameters
     ----------
     tensor
-        An input: its device counts.
+        An input: its device counts, nothing else is asked of it.
     portable
         Leave out the capability and the model of the CPU and the number of threads: "", "" and 0.
         Answers are then equal to rounding, not to the bit.
@@ -76,8 +77,9 @@ def environment(tensor: torch.Tensor, portable: bool = False) -> tuple[object, .
     >>> environment(torch.ones(1), portable=True)[4:7]
     ('', '', 0)
     """
-    if not tensor.is_cpu:
-        return _accelerator(tensor.device, portable)
+    device = tensor.device
+    if device != _CPU and device.type != "cpu":  # the first alone is quick
+        return _accelerator(device, portable)
     return (
         _BASE,
         "eager",
