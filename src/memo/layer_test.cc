@@ -341,13 +341,16 @@ TEST(Layer, OneRowIsProvenWhenThereAreMore) {
       "rows depend on each other"));
 }
 
+Batch wide(std::size_t count, unsigned seed) { return {count, 9, seed}; }
+
 TEST(Layer, UnprovenIsSaid) {
   LayerEngine engine(memory(), {.probe = false});
-  ask(engine, rows(0, 20), testing::by_largest);
+  EXPECT_EQ(ask(engine, rows(0, 20), testing::by_largest).runs, 3);  // of two sizes, and the misses
   EXPECT_EQ(engine.stats().verdict->text, "unproven: probe=False");
+  EXPECT_EQ(ask(engine, wide(20, 1), testing::by_largest).runs, 1);
+  LayerEngine whole(memory(), {.rows_are_batches = true, .probe = false});
+  EXPECT_EQ(ask(whole, rows(0, 1), testing::by_largest).runs, 1);
 }
-
-Batch wide(std::size_t count, unsigned seed) { return {count, 9, seed}; }
 
 TEST(Layer, AnotherShapeOfRowsGetsTheShortForm) {
   LayerEngine engine(memory(), {});

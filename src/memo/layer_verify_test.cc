@@ -216,6 +216,11 @@ TEST(LayerVerify, BitsThatDependOnTheSlotShow) {
   LayerEngine engine(memory(), {.chunk = 32, .probe = false, .verify = 1});
   ask(engine, rows(0, 32), testing::by_slot);
   EXPECT_GT(ask(engine, rows(0, 32), testing::by_slot).deviation.rows, 0U);
+
+  LayerEngine accepting(memory(), {.chunk = 32, .accept_slot = true, .verify = 1});
+  ask(accepting, rows(0, 32), testing::by_slot);
+  EXPECT_EQ(ask(accepting, rows(0, 32), testing::by_slot).deviation.rows, 0U);
+  EXPECT_EQ(accepting.stats().verified, 32U);
 }
 
 TEST(LayerVerify, AnIdThatMeansAnotherInputNowIsFound) {
