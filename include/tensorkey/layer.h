@@ -125,7 +125,7 @@ class TENSORKEY_EXPORT LayerBypassed : public std::exception {
 // rows of the batch computes them himself.
 class TENSORKEY_EXPORT LayerAbandoned : public std::exception {
  public:
-  explicit LayerAbandoned(std::exception_ptr cause) noexcept : cause_(std::move(cause)) {}
+  explicit LayerAbandoned(std::exception_ptr cause) noexcept { cause_.swap(cause); }
   [[nodiscard]] const char* what() const noexcept override { return "the layer was stopped"; }
   [[nodiscard]] const std::exception_ptr& cause() const noexcept { return cause_; }
 

@@ -148,7 +148,7 @@ void Call::check(const LayerOutput& output) {
 bool Call::short_form(const Positions& positions, std::size_t count, const LayerOutput& output) {
   if (count < 2 && chunk() > 1) return true;  // nothing to see yet
   Positions turned = positions;
-  std::ranges::rotate(turned, turned.begin() + (turned.size() > 1 ? 1 : 0));
+  std::rotate(turned.begin(), turned.begin() + (turned.size() > 1 ? 1 : 0), turned.end());
   const Output other = runner_.run(turned);
   {
     const std::lock_guard lock(engine_.mutex);

@@ -67,7 +67,8 @@ void Call::verify() {
   // Odd: kernels care for the place modulo a power of two.
   const std::size_t turn = scatter(engine_.hits_seen.load()) % chunk() | 1U;
   Positions positions = padded(chosen, chunk());
-  std::ranges::rotate(positions, positions.end() - static_cast<std::ptrdiff_t>(turn % chunk()));
+  std::rotate(positions.begin(), positions.end() - static_cast<std::ptrdiff_t>(turn % chunk()),
+              positions.end());
   try {
     const Output output = run_chunk(positions);
     std::vector<Key> inputs;
