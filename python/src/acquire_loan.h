@@ -73,6 +73,10 @@ struct TorchTensor {
 };
 TorchTensor torch_tensor(PyObject* object);
 
+// PyTorch's table of functions, for who asks only where memory lies: see the first lines of
+// acquire_torch.cc for what it does not tell.
+const dlpack::ExchangeApi& torch_exchange_api();
+
 // The dtype and device of a TensorFlow tensor, refused as borrow_tensorflow refuses.
 DType tensorflow_dtype(PyObject* tensor);
 std::string tensorflow_device(PyObject* tensor);  // "cpu", "gpu:0"

@@ -181,6 +181,8 @@ TorchTensor torch_tensor(PyObject* object) {
   return result;
 }
 
+const dlpack::ExchangeApi& torch_exchange_api() { return *torch_state().api; }
+
 void borrow_torch(PyObject* object, Loan& loan) {
   const TorchTensor described = torch_tensor(object);
   const dlpack::Tensor& dl = described.tensor;

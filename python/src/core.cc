@@ -11,6 +11,7 @@ NB_MODULE(_core, m) {
   m.attr("__version__") = TENSORKEY_VERSION;
   tensorkey::python::init_errors(m);
   tensorkey::python::init_digest(m);
+  tensorkey::python::init_guard(m);
   tensorkey::python::init_view(m);
   tensorkey::python::init_key(m);
   tensorkey::python::init_map(m);

@@ -1,12 +1,15 @@
 // Digests of plain buffers, and what tests and benchmarks need of them.
 #include <tensorkey/digest.h>
+#include <tensorkey/fingerprint.h>
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstring>
 #include <optional>
 #include <string>
 #include <vector>
@@ -79,31 +82,17 @@ nb::bytes blake3_rows_of(nb::handle rows, const std::optional<nb::bytes>& key, u
   return nb::bytes(digests.data(), digests.size() * sizeof(Digest));
 }
 
-// Tells one state of a list of tensors from another inside this process: XXH3-128, with the
-// process's secret, over dtype, shape and elements of each.
 nb::bytes change_digest_of(const nb::sequence& tensors) {
   BorrowedMembers borrowed;
   for (const nb::handle tensor : tensors) borrowed.add({}, tensor.ptr());
-  const auto members = borrowed.members();
-  internal::Hash128 hash;
+  std::vector<TensorView> views;
+  for (const TupleMember& member : borrowed.members()) views.push_back(member.view);
+  std::array<std::uint8_t, 16> digest;
   {
     const MaybeReleaseGil release(borrowed.bytes());
-    internal::Xxh3Stream stream;
-    const auto update = [&](const auto& value) {
-      stream.update(std::as_bytes(std::span(&value, 1)));
-    };
-    for (const TupleMember& member : members) {
-      const TensorView& view = member.view;
-      update(view.dtype);
-      update(view.shape.size());
-      stream.update(std::as_bytes(view.shape));
-      update(view.dtype_params.size());
-      stream.update(std::as_bytes(std::span(view.dtype_params)));
-      internal::walk(view, false, [&](std::span<const std::byte> piece) { stream.update(piece); });
-    }
-    hash = stream.finalize();
+    digest = change_digest(views);
   }
-  return nb::bytes(&hash, sizeof hash);
+  return nb::bytes(digest.data(), digest.size());
 }
 
 void force_target_named(const std::optional<std::string>& name) {

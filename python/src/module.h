@@ -6,6 +6,7 @@
 namespace tensorkey::python {
 
 void init_digest(nanobind::module_& module);
+void init_guard(nanobind::module_& module);
 void init_view(nanobind::module_& module);
 void init_key(nanobind::module_& module);
 void init_map(nanobind::module_& module);

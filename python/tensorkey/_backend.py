@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from tensorkey import _core, errors
-from tensorkey._fingerprint import Fingerprint, Reading
+from tensorkey._fingerprint import Fingerprint
 from tensorkey._probe import Gap, Inputs
+from tensorkey._reading import Reading
 
 
 class Bypass(Exception):
@@ -114,7 +115,7 @@ class LayerState:
         self.changes()
 
     def changes(self) -> list[str]:
-        old, new = self._reading, self._fingerprint.reading()
+        old, new = self._reading, self._fingerprint.read()
         digests = {
             path: _core.change_digest([tensor])
             for path, tensor in zip(new.names, new.tensors, strict=True)

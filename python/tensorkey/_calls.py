@@ -21,7 +21,6 @@ from typing import Any
 
 from tensorkey import _core, errors
 from tensorkey._encoding import PLAIN, item, name, sequence, text, version_of
-from tensorkey._fingerprint import Readable, Reading
 from tensorkey._globals import functions_of, roots_of
 from tensorkey._readers import (
     attributes_of,
@@ -34,6 +33,7 @@ from tensorkey._readers import (
     leaf_of,
     read,
 )
+from tensorkey._reading import Readable, Reading
 
 GRADIENTS = (
     "gradients of an argument are recorded: wrap the call in torch.no_grad() or detach the argument"

@@ -1,311 +1,290 @@
-"""The fingerprint of a layer: what its answers depend on besides the input.
+"""The fingerprint of a layer: whether it is what it was, looked at as closely as asked.
 
-A ``Reading`` walks the layer once and yields
+A *strict* check reads the layer (_reading.py; only a watch over its containers while they hold the
+same objects) and digests the bytes of all tensors with the process-secret XXH3
+(``change_digest``). Only when one of them differs it computes the BLAKE3 that goes into the scope.
 
-- its *structure*: classes, the code of their functions below the framework's own, versions,
-  plain attributes and nests of them, training flags, all in the canonical encoding (_encoding.py);
-- its *tensors*: parameters, buffers and tensors among the attributes, each under a name;
-- a *watch* over every container it read, so that a later call knows cheaply whether the layer must
-  be walked again (a replaced submodule, a new Parameter, another flag);
-- what it could *not read*, by name: the layer is assumed not to depend on it.
+A *guard* (``_core.Guard``) asks the tensors for address, version and shape and the registries for
+their objects: a hundred times cheaper, but blind to writes through ``.data`` and other aliases and
+to plain attributes. A call that was only guarded is *pending*: what it computes must not be stored
+for others until the next strict check finds the layer unchanged.
 
-``Fingerprint`` keeps one reading and its digest: BLAKE3 over the structure and the content key of
-each tensor, names sorted. Per call it asks the watch and digests the bytes of all tensors with the
-process-secret XXH3 (``change_digest``), and computes the BLAKE3 only when one of them differs.
-
-Not seen: globals that a function uses, functions it calls by name, files, environment variables.
-Nothing is pickled; no ``repr`` and no ``id`` reaches the digest.
+    mode      a check is
+    "auto"    a guard on every call, strict on every N-th (StrictSchedule) and whenever it is
+              demanded or the guard saw a change
+    "strict"  strict
+    "guard"   a guard; strict only when it is demanded or the guard saw a change
+    "manual"  nothing: the caller vouches, by a scope, for what the layer is
 """
 
 from __future__ import annotations
 
 import dataclasses
-import enum
-import functools
 import platform
-import sys
-import types
-import weakref
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+import threading
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Any, Literal, Protocol, get_args
 
-from tensorkey import _core
-from tensorkey._encoding import PLAIN, code, item, name, plain, sequence, text, version_of
-from tensorkey._watch import Watch
+from tensorkey import _core, errors
+from tensorkey._encoding import item, sequence, text
+from tensorkey._fork import renew_after_fork
+from tensorkey._reading import Framework, Reading
 
-_DESCRIPTORS = (
-    types.GetSetDescriptorType,
-    types.MemberDescriptorType,
-    types.WrapperDescriptorType,
-    types.MethodDescriptorType,
-)
-_BUILTINS = (types.BuiltinFunctionType, types.MethodWrapperType, *_DESCRIPTORS)
-_SKIPPED_IN_CLASSES = frozenset(
-    {
-        *("__module__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__annotate__"),
-        *("__annotate_func__", "__annotations_cache__", "__abstractmethods__", "_abc_impl"),
-        *("__parameters__", "__orig_bases__", "__dataclass_fields__", "__dataclass_params__"),
-        *("__firstlineno__", "__static_attributes__", "__no_type_check__"),
-    }
-)
+Mode = Literal["auto", "strict", "guard", "manual"]
+_NOTHING = bytes(32)
 
 
-class Readable:
-    """A wrapper that counts as the function under it."""
+class Guarded(Framework, Protocol):
+    """What a fingerprint asks of a framework beside a reading."""
 
-    __wrapped__: Callable[..., Any]
+    unguarded: str | None
+    """Why tensors of this framework cannot be guarded; None if they can."""
 
-
-class Framework(Protocol):
-    """What a reading asks of a framework."""
-
-    roots: frozenset[str]
-    """Top-level packages whose classes are known by name and version, their code unread."""
-
-    def tensor(self, value: Any) -> Any | None:
-        """Return what to digest if this is a tensor of the framework."""
-
-    def leaf(self, value: Any) -> str | None:
-        """Return the name of a dtype, device and the like."""
-
-    def is_module(self, value: Any) -> bool:
-        """Whether this is a layer, to be walked as a part of the tree."""
-
-    def attributes(self, module: Any) -> dict[str, Any]:
-        """Return the attributes of a layer that count, by name."""
-
-    def containers(self, module: Any) -> Iterator[dict[str, Any] | list[Any]]:
-        """Yield the containers beside ``vars(module)`` that attributes() was taken from."""
-
-
-class Reading:
-    """One walk over a layer."""
-
-    def __init__(self, framework: Framework, layer: Any) -> None:
-        self.watch = Watch()
-        self.names: list[str] = []
-        self.tensors: list[Any] = []
-        self.modules: list[Any] = []
-        self.functions: list[types.FunctionType] = []
-        self.unread: list[str] = []
-        self._framework = framework
-        self._seen: dict[int, bytes] = {}
-        self._classes: dict[type, bytes] = {}
-        self._paths: dict[str, int] = {}
-        self._keep: list[Any] = []  # what _seen knows by its address must stay alive
-        self.structure = self._value(layer, "layer")
-        self._seen.clear()
-        self._keep.clear()
-
-    def _value(self, value: Any, path: str) -> bytes:
-        encode = PLAIN.get(type(value))
-        if encode is not None:
-            return encode(value)
-        seen = self._seen.get(id(value))
-        if seen is not None:
-            return seen
-        self._keep.append(value)
-        framework = self._framework
-        tensor = framework.tensor(value)
-        if tensor is not None:
-            return self._remember(value, self._tensor(tensor, path))
-        leaf = framework.leaf(value)
-        if leaf is not None:
-            return name(f"{type(value).__module__}.{type(value).__qualname__}", leaf)
-        if isinstance(value, enum.Enum):
-            return item(b"E", text(_full_name(type(value))) + text(value.name))
-        # A cycle comes back to the name of where it began.
-        path = self._unique(path)
-        self._seen[id(value)] = name("seen", path)
-        if framework.is_module(value):
-            # Shared modules stay known under their first path.
-            return self._module(value, path)
-        return self._remember(value, self._composite(value, path))
-
-    def _tensor(self, tensor: Any, path: str) -> bytes:
-        path = self._unique(path)
-        self.names.append(path)
-        self.tensors.append(tensor)
-        return name("tensor", path)
-
-    def _unique(self, path: str) -> str:
-        """Return a name that no other tensor or container has: swapped ones must show."""
-        count = self._paths.get(path, 0)
-        self._paths[path] = count + 1
-        return f"{path}#{count}" if count else path
-
-    def _remember(self, value: Any, encoded: bytes) -> bytes:
-        self._seen[id(value)] = encoded
-        return encoded
-
-    def _module(self, module: Any, path: str) -> bytes:
-        framework = self._framework
-        self.modules.append(module)
-        self.watch.add_object(module)
-        for container in framework.containers(module):
-            if isinstance(container, dict):
-                self.watch.add_dict(container)
-            else:
-                self.watch.add_sequence(container)
-        parts = [self._class(type(module))]
-        for key, value in framework.attributes(module).items():
-            parts += [text(key), self._value(value, f"{path}.{key}")]
-        return sequence(b"M", parts)
-
-    def _composite(self, value: Any, path: str) -> bytes:
-        kind = type(value)
-        tag = b"" if kind.__module__ == "builtins" else text(_full_name(kind))
-        if isinstance(value, (list, tuple)):
-            self.watch.add_sequence(value)
-            body = (self._value(entry, f"{path}[{i}]") for i, entry in enumerate(value))
-            return tag + sequence(b"t" if isinstance(value, tuple) else b"l", body)
-        if isinstance(value, dict):
-            self.watch.add_dict(value)
-            return tag + sequence(b"d", self._pairs(value, path))
-        if isinstance(value, (set, frozenset)):
-            self.watch.add_sequence(value)
-            return tag + sequence(b"s", sorted(self._value(v, f"{path}{{}}") for v in value))
-        for base in (str, int, float, complex, bytes):
-            if isinstance(value, base):
-                return tag + PLAIN[base](value)
-        if isinstance(value, types.FunctionType):
-            return self._function(value, path)
-        if isinstance(value, Readable):
-            return self._value(value.__wrapped__, path)
-        if isinstance(value, _BUILTINS):
-            known = name("builtin", f"{getattr(value, '__module__', '')}.{value.__qualname__}")
-            owner = getattr(value, "__self__", None)  # of a bound one, such as "a".join
-            bound = not isinstance(owner, (type(None), type, types.ModuleType))
-            return known + self._value(owner, path) if bound else known
-        if isinstance(value, types.MethodType):
-            return self._value(value.__func__, path) + self._value(value.__self__, path)
-        if isinstance(value, functools.partial):
-            parts = (value.func, value.args, value.keywords)
-            return sequence(b"p", (self._value(part, path) for part in parts))
-        if isinstance(value, type):
-            return name("class", _full_name(value))
-        if isinstance(value, types.ModuleType):
-            return name("module", value.__name__)
-        if isinstance(value, weakref.ref):
-            return item(b"w", self._value(value(), path))
-        numpy = sys.modules.get("numpy")
-        if numpy is not None and isinstance(value, numpy.ndarray):
-            return self._tensor(value, path)
-        if numpy is not None and isinstance(value, (numpy.generic, numpy.dtype)):
-            scalar = isinstance(value, numpy.generic)
-            kind_of = value.dtype if scalar else value
-            return name("numpy", kind_of.str) + plain(value.tobytes() if scalar else None)
-        if dataclasses.is_dataclass(value) and hasattr(value, "__dict__"):
-            self.watch.add_object(value)
-            return text(_full_name(kind)) + sequence(b"d", self._pairs(vars(value), path))
-        self.unread.append(f"{path}: {_full_name(kind)}")
-        return name("unread", _full_name(kind))
-
-    def _pairs(self, mapping: Mapping[Any, Any], path: str) -> Iterator[bytes]:
-        for key, value in mapping.items():
-            where = f"{path}.{key}" if isinstance(key, str) else f"{path}[key]"
-            yield self._value(key, where) + self._value(value, where)
-
-    def _function(self, function: types.FunctionType, path: str) -> bytes:
-        root = (function.__module__ or "").partition(".")[0]
-        if function.__closure__ is None and (
-            root in self._framework.roots or root in sys.stdlib_module_names
-        ):
-            return name("function", f"{function.__module__}.{function.__qualname__}")
-        self.watch.add_function(function)
-        self.functions.append(function)
-        parts = [code(function.__code__), self._value(function.__defaults__, path)]
-        parts.append(self._value(function.__kwdefaults__, path))
-        for variable, cell in zip(
-            function.__code__.co_freevars, function.__closure__ or (), strict=True
-        ):
-            try:
-                content = cell.cell_contents
-            except ValueError:  # not yet assigned
-                continue
-            self.watch.add_cell(cell)
-            parts += [text(variable), self._value(content, f"{path}, closure {variable}")]
-        return sequence(b"F", parts)
-
-    def _class(self, kind: type) -> bytes:
-        known = self._classes.get(kind)
-        if known is not None:
-            return known
-        parts = []
-        for base in kind.__mro__:
-            root = base.__module__.partition(".")[0]
-            parts += [text(_full_name(base)), text(version_of(base.__module__))]
-            if root in self._framework.roots or root in sys.stdlib_module_names:
-                continue
-            self.watch.add_class(base)
-            for key, value in sorted(vars(base).items()):
-                if key not in _SKIPPED_IN_CLASSES:
-                    parts += [text(key), self._member(value, f"{_full_name(base)}.{key}")]
-        self._classes[kind] = encoded = sequence(b"K", parts)
-        return encoded
-
-    def _member(self, value: Any, path: str) -> bytes:
-        """Encode what stands in the body of a class."""
-        if isinstance(value, (staticmethod, classmethod)):
-            return self._value(value.__func__, path)
-        if isinstance(value, property):
-            parts = (value.fget, value.fset, value.fdel)
-            return sequence(b"P", (self._value(part, path) for part in parts))
-        if isinstance(value, functools.cached_property):
-            return self._value(value.func, path)
-        return self._value(value, path)
-
-
-def _full_name(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+    def guard(self, tensors: Sequence[Any], modules: Sequence[Any]) -> _core.Guard | None:
+        """Return a guard over these; None if one of them cannot be guarded."""
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """A layer at one moment."""
+    """A layer as far as a check looked at it."""
 
     structure: bytes
     """Digest of all but the contents of the tensors: the same layer with other weights."""
-    digest: bytes
-    """Digest of everything."""
+    weights: bytes
+    """Digest of the names and contents of the tensors."""
+    pending: bool = False
+    """Only a guard was asked."""
+    strict: bool = True
+    """Every byte was read."""
+    changed: bool = False
+    """The layer is another than at the last strict check."""
+
+    @property
+    def digest(self) -> bytes:
+        """Digest of everything."""
+        return _core.blake3(self.structure + self.weights)
+
+
+_VOUCHED = State(_NOTHING, _NOTHING, strict=False)
 
 
 class Fingerprint:
-    """The strict fingerprint: every call looks at every container and every byte."""
+    """What a layer is, call by call.
 
-    def __init__(self, framework: Framework, layer: Callable[[], Any]) -> None:
+    Thread-safe, but for what other threads do to the layer meanwhile.
+
+    Parameters
+    ----------
+    framework
+        What knows its classes.
+    layer
+        Returns the layer.
+    mode
+        How closely a check looks: see above.
+    ignore
+        Names of attributes, or dotted paths below the layer, that it does not depend on.
+    state
+        What it depends on beside itself: tensors, plain values, nests of them, or a function that
+        returns such. Read by every strict check.
+
+    Raises
+    ------
+    tensorkey.errors.InvalidArgument
+        For another mode.
+    tensorkey.errors.Unsupported
+        For mode "guard" with a framework whose tensors cannot be guarded.
+    """
+
+    def __init__(
+        self,
+        framework: Guarded,
+        layer: Callable[[], Any],
+        mode: Mode = "auto",
+        ignore: Sequence[str] = (),
+        state: Callable[[], Any] | Any | None = None,
+    ) -> None:
+        if mode not in get_args(Mode):
+            raise errors.InvalidArgument(
+                f"[fingerprint] mode is {mode!r}; expected 'auto', 'strict', 'guard' or 'manual'"
+            )
+        if mode == "guard" and framework.unguarded is not None:
+            raise errors.Unsupported(
+                f"[fingerprint] 'guard' is not possible: {framework.unguarded}; use 'auto'"
+            )
+        if isinstance(ignore, str):
+            raise errors.InvalidArgument(
+                f"[fingerprint] ignore is {ignore!r}; expected a sequence of names"
+            )
+        self.mode: Mode = mode
         self._framework = framework
         self._layer = layer
+        self._ignore = frozenset(ignore)
+        self._extra = state
+        self._schedule = _core.StrictSchedule()
+        self._demanded = False
+        self._guard: _core.Guard | None = None  # none: the next check is strict
+        self._guarded = _VOUCHED  # what a call that was only guarded gets
         self._reading: Reading | None = None
-        self._known: tuple[Reading, bytes, State] | None = None
+        self._known: _Known | None = None
+        self._lock = threading.RLock()
+        renew_after_fork(self)
 
-    def reading(self) -> Reading:
-        """Return a reading that is true now."""
-        reading = self._reading
-        if reading is None or not reading.watch.unchanged():
-            self._reading = reading = Reading(self._framework, self._layer())
-        return reading
+    def renew_locks(self) -> None:
+        """Forget who held them: for the child of a fork."""
+        self._lock = threading.RLock()
 
-    def state(self, reading: Reading) -> State:
-        """Return the state of the layer; REQUIRES that `reading` is true.
+    @property
+    def interval(self) -> int:
+        """Calls from one strict check to the next, at present; 0: only when one is demanded."""
+        if self.mode == "auto":
+            return 1 if self._framework.unguarded else self._schedule.interval
+        return 1 if self.mode == "strict" else 0
+
+    @property
+    def guard(self) -> _core.Guard | None:
+        """What knows of hooks and trainable weights without a walk; None if nothing does."""
+        return self._guard
+
+    def check(self) -> State:
+        """Look at the layer, once a call.
 
         Raises
         ------
         tensorkey.errors.Unsupported
-            For a tensor that has no key.
+            For a tensor that has no key, or a `state` that cannot be read. The next check is
+            strict.
         """
-        change = _core.change_digest(reading.tensors)
-        known = self._known
-        if known is not None and known[0] is reading and known[1] == change:
-            return known[2]
-        tensors = sorted(zip(reading.names, map(_content, reading.tensors), strict=True))
-        structure = _core.blake3(
-            sequence(b"t", [text(platform.python_version()), reading.structure])
+        mode, guard = self.mode, self._guard
+        if guard is not None and mode != "strict":
+            due = mode == "auto" and self._schedule.due()
+            if not due and not self._demanded and guard.unchanged() and not guard.hooked():
+                return self._guarded
+        return _VOUCHED if mode == "manual" else self._check()
+
+    def settle(self) -> bool:
+        """Check strictly now: whether all is as the last strict check found it.
+
+        False too if the layer cannot be read.
+        """
+        if self.mode == "manual":
+            return True
+        if self._known is None:
+            return False
+        try:
+            return not self._check().changed
+        except Exception:  # anything that attributes of other people's classes may raise
+            return False
+
+    def demand(self) -> None:
+        """Have the next check be strict: something was done to the layer."""
+        self._demanded = True
+
+    def observe(self, seconds: float) -> None:
+        """Tell what the layer took in a call that ran it."""
+        with self._lock:
+            self._schedule.observe_layer(seconds)
+
+    def reading(self) -> Reading:
+        """Return the last reading."""
+        return self._reading or self.read()
+
+    def read(self) -> Reading:
+        """Return a reading that is true now."""
+        with self._lock:
+            reading = self._reading
+            if reading is None or not reading.watch.unchanged():
+                layer = self._layer()
+                self._reading = reading = Reading(self._framework, layer, ignore=self._ignore)
+            return reading
+
+    def assumptions(self) -> list[str]:
+        """Return what the layer is assumed not to depend on, in words."""
+        if self.mode == "manual":
+            return ["fingerprint='manual': the layer is what the scope says"]
+        return self.reading().assumptions
+
+    def _check(self) -> State:
+        with self._lock:
+            self._guard = None
+            self._demanded = False
+            start = perf_counter()
+            reading = self.read()
+            extra = self._read_extra()
+            tensors = reading.tensors + extra.tensors if extra else reading.tensors
+            # The guard before the bytes: a write in between is seen by the next check.
+            guard = self._framework.guard(tensors, reading.modules)
+            known = self._known
+            now = _Known(reading, extra, _core.change_digest(tensors))
+            if known is not None and now.same_as(known):
+                now.state = known.state
+                self._schedule.observe_strict(perf_counter() - start)
+            else:
+                now.state = State(now.structure(), now.weights())
+            changed = known is not None and known.state != now.state
+            self._known = now
+            self._guarded = dataclasses.replace(now.state, pending=True, strict=False)
+            self._guard = guard
+            if guard is not None and guard.hooked():
+                self._demanded = True  # while there are hooks, and once more when they are gone
+            return dataclasses.replace(now.state, changed=True) if changed else now.state
+
+    def _read_extra(self) -> Reading | None:
+        extra = self._extra
+        if extra is None:
+            return None
+        if callable(extra) and not self._framework.is_module(extra):
+            extra = extra()
+        reading = Reading(self._framework, extra, "state")
+        if reading.unread:
+            raise errors.Unsupported(
+                f"[fingerprint] state= cannot be read: {reading.unread[0]}; expected tensors, "
+                "plain values or nests of them"
+            )
+        return reading
+
+
+class _Known:
+    """What a strict check found."""
+
+    state: State
+
+    def __init__(self, reading: Reading, extra: Reading | None, change: bytes) -> None:
+        self._reading = reading
+        self._extra = extra
+        self._change = change  # of the tensors of both
+
+    def same_as(self, other: _Known) -> bool:
+        return (
+            self._change == other._change
+            and _same(self._reading, other._reading)
+            and _same(self._extra, other._extra)
         )
-        content = (text(path) + item(b"K", key) for path, key in tensors)
-        state = State(structure, _core.blake3(item(b"B", structure) + sequence(b"t", content)))
-        self._known = (reading, change, state)
-        return state
+
+    def structure(self) -> bytes:
+        reading, extra = self._reading, self._extra
+        if extra is not None:
+            parts = [text(platform.python_version()), reading.structure, extra.structure]
+            return _core.blake3(sequence(b"t", parts))
+        if reading.foreign:  # no Python in it
+            return _core.blake3(reading.structure)
+        return _core.blake3(sequence(b"t", [text(platform.python_version()), reading.structure]))
+
+    def weights(self) -> bytes:
+        names, tensors = self._reading.names, self._reading.tensors
+        if self._extra is not None:
+            names, tensors = names + self._extra.names, tensors + self._extra.tensors
+        keys = sorted(zip(names, map(_content, tensors), strict=True))
+        content = (text(path) + item(b"K", key) for path, key in keys)
+        return _core.blake3(sequence(b"t", content))
+
+
+def _same(one: Reading | None, other: Reading | None) -> bool:
+    if one is other:
+        return True
+    if one is None or other is None:
+        return False
+    return one.structure == other.structure and one.names == other.names
 
 
 def _content(tensor: Any) -> bytes:

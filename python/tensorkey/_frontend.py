@@ -26,11 +26,12 @@ from tensorkey import _core, errors
 from tensorkey._backend import Backend, Bypass, CheckedLayer, LayerState, Unsuited
 from tensorkey._chunks import chunks, first_chunk
 from tensorkey._encoding import plain
-from tensorkey._fingerprint import Fingerprint, Reading, State
+from tensorkey._fingerprint import Fingerprint, State
 from tensorkey._fork import renew_after_fork
 from tensorkey._options import Options
 from tensorkey._plan import Plan, Run
 from tensorkey._probe import MAX_ROWS, Inputs, Verdict, probe
+from tensorkey._reading import Reading
 from tensorkey._stats import LayerStats
 
 UNPROVEN = "unproven: probe=False"
@@ -75,7 +76,7 @@ class Engine:
             It cannot be read.
         """
         try:
-            return self._fingerprint.reading()
+            return self._fingerprint.read()
         except Exception as error:  # anything that attributes of other people's classes may raise
             raise Bypass(f"the layer cannot be read: {type(error).__name__}: {error}") from error
 
@@ -174,7 +175,7 @@ class Engine:
 
     def _state(self, reading: Reading) -> State:
         try:
-            return self._fingerprint.state(reading)
+            return self._fingerprint.check()
         except errors.Error as error:
             self._count(error)
             raise Bypass(f"a weight has no key: {error}") from None

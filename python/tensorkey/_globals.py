@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensorkey._encoding import PLAIN, code, item, name, plain, sequence, text, version_of
-from tensorkey._fingerprint import Readable
 from tensorkey._readers import FRAMEWORKS, leaf_of
+from tensorkey._reading import Readable
 
 _MUTATORS = frozenset(
     {

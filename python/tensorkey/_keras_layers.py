@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
+
+from tensorkey import _core
+from tensorkey._reading import Reading
 
 
 class _Unreadable:
@@ -22,6 +25,7 @@ class KerasLayers:
     """
 
     roots = frozenset({"keras", "tensorflow", "torch", "jax", "tensorkey"})
+    unguarded: str | None = "variables of Keras count no versions"
 
     def tensor(self, value: Any) -> Any | None:
         """Return what to digest of a variable or tensor."""
@@ -67,6 +71,14 @@ class KerasLayers:
         yield module._layers
         for variable in variables_of(module):
             yield vars(variable)
+
+    def foreign(self, module: Any, path: str, reading: Reading) -> bytes | None:
+        """Return None: no layer has a form of its own."""
+        return None
+
+    def guard(self, tensors: Sequence[Any], modules: Sequence[Any]) -> _core.Guard | None:
+        """Return None."""
+        return None
 
 
 def _foreign(value: Any) -> bool:

@@ -17,10 +17,10 @@ from tensorkey._calls import Encoder, NoKey, gradient_mode, records_gradients, t
 from tensorkey._counts import Counts
 from tensorkey._encoding import plain
 from tensorkey._environment import environment
-from tensorkey._fingerprint import Readable
 from tensorkey._fork import renew_after_fork
 from tensorkey._options import Options
 from tensorkey._readers import class_name, is_tensor, is_torch_module, read_instance
+from tensorkey._reading import Readable
 from tensorkey._result_tensors import NoResult, make
 from tensorkey._results import DESCRIPTION, Packed, decode
 from tensorkey._scope import Scope, digest

@@ -1,6 +1,6 @@
 """Digests of what is no argument: functions, closures, instances, modules, of any framework.
 
-A ``Reading`` (_fingerprint.py) walks the thing; its tensors count by content, framework and device.
+A ``Reading`` (_reading.py) walks the thing; its tensors count by content, framework and device.
 What it cannot read is given by name, for the caller to assume or to refuse.
 """
 
@@ -16,8 +16,8 @@ from typing import Any
 
 from tensorkey import _core, errors
 from tensorkey._encoding import item, name, sequence, text
-from tensorkey._fingerprint import Reading
 from tensorkey._fork import renew_after_fork
+from tensorkey._reading import Reading
 
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement, as far as one can tell
 FRAMEWORKS = frozenset({"torch", "numpy", "jax", "jaxlib", "tensorflow", "keras"})
@@ -119,6 +119,10 @@ class AnyFramework:
         """Yield the registries."""
         if is_torch_module(module):
             yield from (module._parameters, module._buffers, module._modules)
+
+    def foreign(self, module: Any, path: str, reading: Reading) -> bytes | None:
+        """Return None: no layer has a form of its own."""
+        return None
 
 
 class _Contents:

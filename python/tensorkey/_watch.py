@@ -9,7 +9,7 @@ what was seen keep an address from being used again.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from types import CellType, FunctionType
 from typing import Any
@@ -44,6 +44,8 @@ class Watch:
         self._sequences: list[Any] = []
         self._functions: list[FunctionType] = []
         self._cells: list[CellType] = []
+        self._calls: list[Callable[[], Any]] = []
+        self._results: list[Any] = []
         self._lengths: list[int] = []
         self._sequence_lengths: list[int] = []
         self._names: list[Any] = []
@@ -92,6 +94,11 @@ class Watch:
         self._cells.append(cell)
         self._cell_contents.append(cell.cell_contents)
 
+    def add_call(self, function: Callable[[], Any]) -> None:
+        """Watch what a function returns, by equality: for what is in no container of Python."""
+        self._calls.append(function)
+        self._results.append(function())
+
     def unchanged(self) -> bool:
         """Whether everything is as it was when it was added."""
         flat = chain.from_iterable
@@ -109,6 +116,7 @@ class Watch:
                 and all(map(_is, map(_code, self._functions), self._codes))
                 and all(map(_is, map(_defaults, self._functions), self._function_defaults))
                 and all(map(_is, map(_contents, self._cells), self._cell_contents))
+                and [function() for function in self._calls] == self._results
             )
         except (RuntimeError, ValueError):  # resized while being read; a cell was emptied
             return False

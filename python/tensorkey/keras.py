@@ -152,7 +152,7 @@ class CachedLayer(keras.layers.Wrapper):  # type: ignore[misc]
         self._below = _load_backend()
         self._engine = Engine(
             _rows_of(self, self._below),
-            Fingerprint(KerasLayers(), lambda: self.layer),
+            Fingerprint(KerasLayers(), lambda: self.layer, "strict"),
             self._options,
         )
 

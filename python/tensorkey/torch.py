@@ -17,22 +17,21 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections.abc import Iterator
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._contextlib import _DecoratorContextManager
 
 from tensorkey import _core, errors
 from tensorkey._backend import Bypass
 from tensorkey._cache import ActivationCache
 from tensorkey._chunks import Chunk
-from tensorkey._fingerprint import Fingerprint, Reading
+from tensorkey._fingerprint import Fingerprint
 from tensorkey._frontend import Engine
 from tensorkey._options import BypassMode, Codec, Options
 from tensorkey._probe import Inputs
+from tensorkey._reading import Reading
 from tensorkey._stats import LayerStats
 from tensorkey._torch_backend import (
     Rows,
@@ -41,6 +40,7 @@ from tensorkey._torch_backend import (
     unfit_inputs,
     unfit_layer,
 )
+from tensorkey._torch_modules import TorchModules
 
 __all__ = ["CachedLayer", "tensor"]
 
@@ -52,7 +52,6 @@ _SHARED = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
-_UNREAD = frozenset(vars(nn.Module())) - {"training"} | {"_engine", "_monitor", "_options"}
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _Module: Any = nn.Module
 _MODULE_CALL = nn.Module.__call__  # tracers put their own in its place
@@ -60,43 +59,6 @@ _UNFROZEN = (
     "weights are trainable while gradients are recorded: call layer.requires_grad_(False), or run "
     "under torch.no_grad()"
 )
-
-
-class TorchModules:
-    """How a fingerprint reads modules."""
-
-    roots = frozenset({"torch", "tensorkey"})
-
-    def tensor(self, value: Any) -> torch.Tensor | None:
-        """Return a tensor as it is."""
-        return value if isinstance(value, torch.Tensor) else None
-
-    def leaf(self, value: Any) -> str | None:
-        """Return the name of a dtype, device, layout or memory format."""
-        if isinstance(value, (torch.dtype, torch.device, torch.layout, torch.memory_format)):
-            return str(value)
-        if isinstance(value, _DecoratorContextManager):  # no_grad and the like, in a closure
-            return str(getattr(value, "mode", ""))
-        return None
-
-    def is_module(self, value: Any) -> bool:
-        """Whether this is a module."""
-        return isinstance(value, nn.Module)
-
-    def attributes(self, module: nn.Module) -> dict[str, Any]:
-        """Return what counts: attributes, parameters and buffers by name, submodules in order."""
-        if isinstance(module, torch.jit.ScriptModule):
-            raise errors.Unsupported("a scripted module shows no code")
-        own = {key: value for key, value in vars(module).items() if key not in _UNREAD}
-        own |= module._parameters
-        own |= module._buffers
-        return dict(sorted(own.items())) | module._modules
-
-    def containers(self, module: nn.Module) -> Iterator[dict[str, Any]]:
-        """Yield the registries."""
-        yield module._parameters
-        yield module._buffers
-        yield module._modules
 
 
 class _ModuleRows(Rows):
@@ -197,7 +159,9 @@ class CachedLayer(nn.Module):
         own = vars(self)
         own["inner"] = layer
         own["_options"] = options
-        engine = Engine(_ModuleRows(layer), Fingerprint(TorchModules(), lambda: layer), options)
+        engine = Engine(
+            _ModuleRows(layer), Fingerprint(TorchModules(), lambda: layer, "strict"), options
+        )
         own["_engine"] = engine
         own["_monitor"] = engine.monitor
         for registry in _SHARED:

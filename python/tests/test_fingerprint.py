@@ -17,8 +17,9 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from tensorkey._fingerprint import Fingerprint, Reading  # noqa: E402
-from tensorkey.torch import TorchModules  # noqa: E402
+from tensorkey._fingerprint import Fingerprint  # noqa: E402
+from tensorkey._reading import Reading  # noqa: E402
+from tensorkey._torch_modules import TorchModules  # noqa: E402
 
 
 def fingerprint(layer):
@@ -27,7 +28,7 @@ def fingerprint(layer):
 
 def digest(layer):
     tracker = fingerprint(layer)
-    return tracker.state(tracker.reading()).digest
+    return tracker.check().digest
 
 
 class Mode(enum.Enum):
@@ -133,10 +134,10 @@ CHANGES = {
 def test_a_change_shows_at_once(name):
     layer = make()
     tracker = fingerprint(layer)
-    before = tracker.state(tracker.reading()).digest
-    assert tracker.state(tracker.reading()).digest == before
+    before = tracker.check().digest
+    assert tracker.check().digest == before
     CHANGES[name](layer)
-    after = tracker.state(tracker.reading()).digest
+    after = tracker.check().digest
     assert after != before
     assert after == digest(layer)  # what a fresh reading gives
 
@@ -155,17 +156,23 @@ def test_all_these_changes_differ_from_each_other():
 def test_going_back_finds_the_earlier_fingerprint():
     layer = make()
     tracker = fingerprint(layer)
-    before = tracker.state(tracker.reading())
+    before = tracker.check()
     kept = {key: value.clone() for key, value in layer.state_dict().items()}
     step(layer)
-    assert tracker.state(tracker.reading()).digest != before.digest
-    assert tracker.state(tracker.reading()).structure == before.structure
+    after = tracker.check()
+    assert after.changed
+    assert after.weights != before.weights
+    assert after.structure == before.structure
     layer.load_state_dict(kept)
-    assert tracker.state(tracker.reading()) == before
+    assert tracker.check() == dataclasses.replace(before, changed=True)
+    assert tracker.check() == before
     layer.scale = 7
-    assert tracker.state(tracker.reading()).structure != before.structure
+    after = tracker.check()
+    assert after.structure != before.structure
+    assert after.weights == before.weights
     layer.scale = 1
-    assert tracker.state(tracker.reading()) == before
+    tracker.check()
+    assert tracker.check() == before
 
 
 def test_gradients_and_requires_grad_are_not_content():
@@ -260,13 +267,13 @@ def test_a_class_changed_in_place_shows():
 
     layer = Patched()
     tracker = fingerprint(layer)
-    seen = [tracker.state(tracker.reading()).digest]
+    seen = [tracker.check().digest]
     Patched.forward = lambda self, x: x + 1
-    seen.append(tracker.state(tracker.reading()).digest)
+    seen.append(tracker.check().digest)
     Patched.forward.__code__ = (lambda self, x: x + 2).__code__  # as reloaders do
-    seen.append(tracker.state(tracker.reading()).digest)
+    seen.append(tracker.check().digest)
     Patched.scale = 3
-    seen.append(tracker.state(tracker.reading()).digest)
+    seen.append(tracker.check().digest)
     layer.__class__ = Layer
     assert len({*seen}) == 4
 
@@ -317,7 +324,7 @@ def test_the_fingerprint_is_the_same_in_another_process():
         import torch
         from torch import nn
         from tensorkey._fingerprint import Fingerprint
-        from tensorkey.torch import TorchModules
+        from tensorkey._torch_modules import TorchModules
 
         class Custom(nn.Module):
             names = frozenset({"alpha", "beta", "gamma"})
@@ -327,7 +334,7 @@ def test_the_fingerprint_is_the_same_in_another_process():
         torch.manual_seed(0)
         layer = nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2), Custom())
         tracker = Fingerprint(TorchModules(), lambda: layer)
-        print(tracker.state(tracker.reading()).digest.hex())
+        print(tracker.check().digest.hex())
         """
     )
     outputs = {
