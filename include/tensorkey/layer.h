@@ -107,11 +107,27 @@ class TENSORKEY_EXPORT LayerRunner {
 // says why. No failure of anything.
 class TENSORKEY_EXPORT LayerBypassed : public std::exception {
  public:
-  explicit LayerBypassed(std::string why) : why_(std::move(why)) {}
+  // for_good: so it will be for every other call of the plan, which then need not try.
+  explicit LayerBypassed(std::string why, bool for_good = false)
+      : why_(std::move(why)), for_good_(for_good) {}
   [[nodiscard]] const char* what() const noexcept override { return why_.c_str(); }
+  [[nodiscard]] bool for_good() const noexcept { return for_good_; }
 
  private:
   std::string why_;
+  bool for_good_;
+};
+
+// The runner was stopped from outside, by Ctrl-C say: no failure of the layer. Whoever waits for
+// rows of the batch computes them himself.
+class TENSORKEY_EXPORT LayerAbandoned : public std::exception {
+ public:
+  explicit LayerAbandoned(std::exception_ptr cause) noexcept : cause_(std::move(cause)) {}
+  [[nodiscard]] const char* what() const noexcept override { return "the layer was stopped"; }
+  [[nodiscard]] const std::exception_ptr& cause() const noexcept { return cause_; }
+
+ private:
+  std::exception_ptr cause_;
 };
 
 // What the probe found.
@@ -142,6 +158,7 @@ struct LayerCall {
   Digest about{};
   Digest weights{};
   bool pending = false;  // the weights were not read in this call: see LayerEngine::confirm
+  bool vouched = false;  // the runner gives stored answers, so there is nothing to probe
   std::optional<std::span<const std::uint8_t, 32>> secret = std::nullopt;
 };
 
@@ -197,6 +214,7 @@ struct LayerStats {
   double largest_deviation = 0;
   std::uint64_t pending = 0;  // rows not yet confirmed
   std::uint64_t dropped_pending = 0;
+  double seconds_frontend = 0;     // of calls, beside the layer and the parts of MemoStats
   std::optional<Verdict> verdict;  // of the last call; none yet
 };
 

@@ -46,6 +46,7 @@ TENSORKEY_EXPORT Gap gap(const TensorView& one, std::span<const std::int64_t> on
 struct ProbeOptions {
   std::uint32_t chunk = 32;
   bool state_only = false;   // (c) alone; every leaf is by row
+  bool leaves_only = false;  // which leaves are by row, and nothing that proves anything
   bool accept_slot = false;  // (a) slight is accepted as it is
   // Seconds, for the bound of half a second after which a probe ends with what it has, but never
   // before three shifts, or two rows for (a), and (b).

@@ -1,9 +1,8 @@
 #include "memo/gap.h"
 
-#include <tensorkey/error.h>
-
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <limits>
 #include <utility>
@@ -16,10 +15,6 @@ namespace internal {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-[[noreturn]] void refuse(const std::string& message) {
-  throw Error(ErrorCode::kInvalidArgument, "[CachedLayer] " + message);
-}
 
 // Rows of a tensor as bytes, one at a time.
 class RowBytes {
@@ -154,64 +149,16 @@ bool same_tensor(const TensorView& one, const TensorView& other) {
   return same_bytes(logical_bytes(one, left), logical_bytes(other, right));
 }
 
+std::string gap_text(const Gap& gap) {
+  if (gap.ulps == kInfinity) return "more than rounding can";
+  char number[32];
+  std::snprintf(number, sizeof number, "%.3g", gap.ulps);
+  return std::string(number) + " units in the last place";
+}
+
 bool is_worse(const Gap& gap, const Gap& than) noexcept {
   if (gap.rows == 0 || than.rows == 0) return gap.rows > than.rows;
   return gap.ulps / gap.limit > than.ulps / than.limit;
-}
-
-std::string shape_text(std::span<const std::int64_t> shape) {
-  std::string text = "(";
-  for (std::size_t i = 0; i < shape.size(); ++i) {
-    if (i > 0) text += ", ";
-    text += std::to_string(shape[i]);
-  }
-  return text + (shape.size() == 1 ? ",)" : ")");
-}
-
-namespace {
-
-bool has_rows(const TensorView& leaf, std::size_t rows) {
-  return !leaf.shape.empty() && leaf.shape[0] == static_cast<std::int64_t>(rows);
-}
-
-[[noreturn]] void refuse_leaf(const LayerOutput& output, std::size_t leaf, std::size_t rows) {
-  refuse("output leaf " + output.path(leaf) +
-         " has neither a row for each input row nor the same value for every row: shape " +
-         shape_text(output.leaves()[leaf].shape) + " for " + std::to_string(rows) +
-         (rows == 1 ? " row" : " rows"));
-}
-
-}  // namespace
-
-std::vector<std::uint8_t> leaves_by_row(const LayerOutput& one, std::size_t one_rows,
-                                        const LayerOutput& other, std::size_t other_rows) {
-  const auto left = one.leaves();
-  const auto right = other.leaves();
-  std::vector<std::uint8_t> by_row(left.size());
-  for (std::size_t i = 0; i < std::min(left.size(), right.size()); ++i) {
-    check_view(left[i], "CachedLayer");
-    check_view(right[i], "CachedLayer");
-    const bool follows = has_rows(left[i], one_rows) && has_rows(right[i], other_rows);
-    by_row[i] = follows && same_rows(left[i], right[i]) ? 1 : 0;
-  }
-  check_output(one, other, other_rows, by_row);
-  return by_row;
-}
-
-void check_output(const LayerOutput& known, const LayerOutput& output, std::size_t rows,
-                  std::span<const std::uint8_t> by_row) {
-  const auto left = known.leaves();
-  const auto right = output.leaves();
-  if (left.size() != right.size() || right.size() != by_row.size() ||
-      known.form() != output.form()) {
-    refuse("what the output is made of, beside its tensors, depends on the rows or their number");
-  }
-  for (std::size_t i = 0; i < by_row.size(); ++i) {
-    check_view(left[i], "CachedLayer");
-    check_view(right[i], "CachedLayer");
-    const bool fits = by_row[i] != 0 ? has_rows(right[i], rows) : same_tensor(left[i], right[i]);
-    if (!fits) refuse_leaf(output, i, rows);
-  }
 }
 
 Gap gap_of_wholes(const LayerOutput& one, const LayerOutput& other) {

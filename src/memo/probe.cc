@@ -5,13 +5,13 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 #include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
 
 #include "memo/gap.h"
+#include "memo/layer_form.h"
 
 namespace tensorkey {
 namespace {
@@ -48,6 +48,7 @@ class Trials {
 
  private:
   void settle();
+  void find_leaves(Output output);
   Verdict slots();
   [[nodiscard]] Gap screen();
   std::optional<Verdict> apart();
@@ -68,7 +69,8 @@ class Trials {
   Positions rows_;
   ProbeOptions options_;
   double end_ = 0;
-  Output one_row_;  // of a chunk of the first row alone; all others are checked against it
+  Output one_row_;       // of a chunk of the first row alone
+  internal::Form form_;  // of it: what all others are checked against
 };
 
 // Runs the layer; once it is known what its output is made of, checks it.
@@ -76,22 +78,20 @@ Output Trials::chunk_of(const Positions& positions) {
   ++result.runs;
   result.rows += positions.size();
   Output output = runner_.run(positions);
-  if (one_row_) internal::check_output(*one_row_, *output, positions.size(), result.by_row);
+  if (one_row_) internal::check_output(form_, *output, positions.size());
   return output;
 }
 
 std::string Trials::size(const Gap& gap) const {
-  std::string text = "more than rounding can";
-  if (gap.ulps != std::numeric_limits<double>::infinity()) {
-    char number[32];
-    std::snprintf(number, sizeof number, "%.3g", gap.ulps);
-    text = std::string(number) + " units in the last place";
-  }
   const bool several = one_row_ && one_row_->leaves().size() > 1;
-  return several ? text + " in " + one_row_->path(gap.leaf) : text;
+  return internal::gap_text(gap) + (several ? " in " + one_row_->path(gap.leaf) : "");
 }
 
 Verdict Trials::run() {
+  if (options_.leaves_only) {
+    find_leaves(chunk_of_row(0));
+    return {.chunk = options_.chunk, .text = "unproven: probe=False"};
+  }
   settle();
   if (options_.state_only) {
     return {.chunk = options_.chunk, .text = "clean: two runs on the same input have equal bits"};
@@ -130,18 +130,21 @@ void Trials::settle() {
     throw Refusal{"two runs on the same rows differ, by up to " + size(again) +
                   (several ? " in " + output->path(again.leaf) : "")};
   }
+  find_leaves(std::move(output));
+  end_ = options_.clock() + kSeconds;  // first runs load and compile: not counted
+}
+
+// By row is what follows the number of rows: a first dim that equals it once may do so by chance.
+void Trials::find_leaves(Output output) {
   if (options_.state_only) {
     result.by_row.assign(output->leaves().size(), 1);
-    internal::check_output(*output, *output, chunk(), result.by_row);
   } else {
-    // By row is what follows the number of rows: a first dim that equals it once may do so by
-    // chance.
     const Positions pair(2, rows_[0]);
     const Output two = chunk_of(pair);
     result.by_row = internal::leaves_by_row(*output, chunk(), *two, pair.size());
   }
+  form_ = internal::form_of(*output, chunk(), result.by_row);
   one_row_ = std::move(output);
-  end_ = options_.clock() + kSeconds;  // first runs load and compile: not counted
 }
 
 // Measures (a) and (b) for chunks of several rows.

@@ -1,0 +1,118 @@
+// Hits that are computed again: whether what is stored is what the layer gives.
+#include <tensorkey/codec.h>
+#include <tensorkey/probe.h>
+
+#include <algorithm>
+#include <limits>
+#include <mutex>
+#include <vector>
+
+#include "memo/layer_call.h"
+#include "view/walk.h"
+
+namespace tensorkey::internal {
+namespace {
+
+// A number below 2^64 for each i, as if drawn (Steele, Lea, Flood: SplitMix64, 2014).
+std::uint64_t scatter(std::uint64_t i) noexcept {
+  std::uint64_t z = (i + 1) * 0x9E3779B97F4A7C15U;
+  z = (z ^ (z >> 30U)) * 0xBF58476D1CE4E5B9U;
+  z = (z ^ (z >> 27U)) * 0x94D049BB133111EBU;
+  return z ^ (z >> 31U);
+}
+
+// The elements of a stored leaf as a row of a tensor; and those of a computed one as they would be
+// stored.
+HostTensor stored_row(const TensorParts& stored) {
+  HostTensor tensor{.dtype = stored.dtype, .shape = {1}};
+  tensor.shape.insert(tensor.shape.end(), stored.shape.begin(), stored.shape.end());
+  tensor.data.resize(decoded_size(stored));
+  decode(stored, tensor.data);
+  return tensor;
+}
+
+HostTensor computed_row(const TensorView& leaf, std::int64_t row, Codec codec) {
+  const TensorView view = row_view(leaf, row);
+  HostTensor tensor{.dtype = view.dtype, .shape = {1}};
+  tensor.shape.insert(tensor.shape.end(), view.shape.begin(), view.shape.end());
+  std::vector<std::byte> scratch;
+  const auto bytes = logical_bytes(view, scratch);
+  tensor.data.assign(bytes.begin(), bytes.end());
+  if (!is_lossy(codec)) return tensor;
+  const Codec used = encode(codec, view.dtype, tensor.data, scratch);
+  decode({.dtype = view.dtype, .shape = view.shape, .codec = used, .data = scratch}, tensor.data);
+  return tensor;
+}
+
+}  // namespace
+
+// Hits to compute again, at most a chunk of them.
+Positions Call::choose_hits() {
+  Positions chosen;
+  std::uint64_t seen = engine_.hits_seen.fetch_add(batch().rows());
+  for (std::size_t row = 0; row < batch().rows() && chosen.size() < chunk(); ++row) {
+    const double drawn = static_cast<double>(scatter(seen++) >> 11U) * 0x1p-53;
+    if (drawn < engine_.options.verify && batch().was_hit(row)) {
+      chosen.push_back(static_cast<std::int64_t>(row));
+    }
+  }
+  return chosen;
+}
+
+// They run in one chunk, not at the slots where they would run as misses.
+void Call::verify() {
+  const Positions chosen = choose_hits();
+  if (chosen.empty()) return;
+  runner_.prepare(chosen);
+  const std::size_t turn = 1 + scatter(engine_.hits_seen.load()) % chunk();
+  Positions positions = padded(chosen, chunk());
+  std::ranges::rotate(positions, positions.end() - static_cast<std::ptrdiff_t>(turn % chunk()));
+  try {
+    const Output output = run_chunk(positions);
+    std::vector<Key> inputs;
+    if (!call_.ids.empty()) inputs = runner_.input_keys(chosen);
+    compare(chosen, turn, *output, inputs);
+  } catch (const UnfitOutput& error) {
+    note_unfit(error.what(), true);
+  }
+}
+
+void Call::compare(const Positions& chosen, std::size_t turn, const LayerOutput& output,
+                   std::span<const Key> inputs) {
+  static constexpr std::int64_t kOnly[] = {0};
+  const Form& form = *answer_.form;
+  Deviation found;
+  for (std::size_t i = 0; i < chosen.size(); ++i) {
+    const Entry& entry = batch().entry(static_cast<std::size_t>(chosen[i]));
+    const auto slot = static_cast<std::int64_t>((i + turn) % chunk());
+    bool differs = false;
+    std::size_t row = 0;
+    for (std::size_t k = 0; k < form.by_row.size(); ++k) {
+      if (form.by_row[k] == 0) continue;
+      const HostTensor stored = stored_row(entry.tensor(row++));
+      const HostTensor again = computed_row(output.leaves()[k], slot, engine_.options.codec);
+      const Gap apart = gap(stored.view(), kOnly, again.view(), kOnly);
+      if (apart.rows == 0) continue;
+      if (engine_.options.tolerance > 0 && apart.absolute <= engine_.options.tolerance) continue;
+      differs = true;
+      if (found.where.empty() || apart.absolute > found.largest) found.where = output.path(k);
+      found.largest = std::max(found.largest, apart.absolute);
+    }
+    if (i < inputs.size() && entry.input() && *entry.input() != inputs[i]) {
+      differs = true;
+      found.largest = std::numeric_limits<double>::infinity();
+      found.where = "input";
+    }
+    found.rows += differs ? 1 : 0;
+  }
+  {
+    const std::lock_guard lock(engine_.mutex);
+    LayerStats& stats = engine_.stats;
+    stats.verified += chosen.size();
+    stats.deviating += found.rows;
+    stats.largest_deviation = std::max(stats.largest_deviation, found.largest);
+  }
+  answer_.deviation = std::move(found);
+}
+
+}  // namespace tensorkey::internal
