@@ -115,7 +115,7 @@ class Packer {
  private:
   std::string item(const c10::IValue& value, const std::string& path, int depth) {
     using namespace canonical;
-    if (depth > kMaxDepth) throw LayerBypassed("the result is nested too deeply");
+    if (depth > kMaxDepth) throw LayerBypassed("the result is nested too deeply", true);
     if (value.isTensor()) return tensor(value.toTensor(), path);
     if (value.isNone()) return none();
     if (value.isBool()) return boolean(value.toBool());
@@ -129,7 +129,7 @@ class Packer {
     std::vector<std::string> items;
     if (value.isTuple()) {
       const auto& tuple = value.toTupleRef();
-      if (tuple.type()->schema()) throw LayerBypassed("a named tuple in the result");
+      if (tuple.type()->schema()) throw LayerBypassed("a named tuple in the result", true);
       for (const c10::IValue& element : tuple.elements()) {
         items.push_back(item(element, path + '[' + std::to_string(items.size()) + ']', depth + 1));
       }
@@ -149,13 +149,13 @@ class Packer {
       }
       return dict(items);
     }
-    throw LayerBypassed("a " + value.tagKind() + " in the result");
+    throw LayerBypassed("a " + value.tagKind() + " in the result", true);
   }
 
   std::string tensor(const at::Tensor& tensor, const std::string& path) {
     using namespace canonical;
     if (const char* const why = refusal(tensor)) {
-      throw LayerBypassed(std::string("in the result: ") + why);
+      throw LayerBypassed(std::string("in the result: ") + why, true);
     }
     const auto [met, fresh] = met_.try_emplace(tensor.unsafeGetTensorImpl(), met_.size());
     if (!fresh) return canonical::item('x', integer(static_cast<std::int64_t>(met->second)));

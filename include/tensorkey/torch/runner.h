@@ -104,7 +104,7 @@ class Runner final : public LayerRunner {
       const double seconds = seconds_now() - start;
       seconds_ += seconds;
       Packed packed = Packer(count, home_).pack(output);
-      if (packed.tensors.empty()) throw LayerBypassed("the output holds no tensor");
+      if (packed.tensors.empty()) throw LayerBypassed("the output holds no tensor", true);
       return std::make_unique<RunOutput>(std::move(packed), seconds);
     } catch (const std::exception& error) {
       if (count <= rows_ || !out_of_memory(error)) throw;

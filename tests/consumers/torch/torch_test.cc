@@ -5,6 +5,8 @@
 #include <c10/util/Exception.h>
 #include <gtest/gtest.h>
 
+#include "bench.h"
+#include "layer_tests.h"
 #include "script_tests.h"
 #include "share.h"
 #include "view_tests.h"
@@ -20,6 +22,7 @@ int main(int argc, char** argv) {
   Quiet quiet;
   c10::WarningUtils::set_warning_handler(&quiet);
   if (argc > 1 && std::string(argv[1]) == "share") return share::main({argv + 2, argv + argc});
+  if (argc > 1 && std::string(argv[1]) == "bench") return bench::main();
   testing::InitGoogleTest(&argc, argv);
   return RUN_ALL_TESTS();
 }
