@@ -30,6 +30,7 @@ HEADER_LAYER = {
     "entry": "store",
     "entry_format": "store",
     "bypass": "memo",
+    "fingerprint": "memo",
     "hints": "memo",
     "layer": "memo",
     "probe": "memo",

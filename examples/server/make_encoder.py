@@ -16,7 +16,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(4096, 384, padding_idx=0)
         layer = nn.TransformerEncoderLayer(384, 6, 768, dropout=0.0, batch_first=True)
-        self.mix = nn.ModuleList([layer, nn.TransformerEncoderLayer(384, 6, 768, 0.0, batch_first=True)])
+        self.mix = nn.ModuleList(
+            [layer, nn.TransformerEncoderLayer(384, 6, 768, 0.0, batch_first=True)]
+        )
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Encode a batch."""

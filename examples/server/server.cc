@@ -2,7 +2,7 @@
 // again; each answer is 384 floats from a scripted encoder behind a cache of bounded memory.
 //
 //   python examples/server/make_encoder.py encoder.pt
-//   server encoder.pt [CLIENTS [REQUESTS [MEMORY-MiB]]]      texts made up, asked for unevenly
+//   server encoder.pt [CLIENTS [REQUESTS [MEMORY-KiB]]]      texts made up, asked for unevenly
 //   server encoder.pt - < texts                              one line, one text
 //
 // How it is built: scripts/libtorch.sh.
@@ -58,7 +58,8 @@ std::string made_up_text(std::int64_t number) {
   std::mt19937 random(static_cast<unsigned>(number));
   std::string text;
   for (unsigned words = 4 + random() % 20; words > 0; --words) {
-    text += "w" + std::to_string(random() % 5000) + ' ';
+    text += std::to_string(random() % 5000);
+    text += ' ';
   }
   return text;
 }
@@ -105,13 +106,13 @@ void client(const Encoder& encoder, unsigned seed, int requests, Served& served)
 int main(int argc, char** argv) {
   using namespace tensorkey::literals;
   if (argc < 2) {
-    std::cerr << "usage: server ENCODER.pt [CLIENTS [REQUESTS [MEMORY-MiB]]] | ENCODER.pt -\n";
+    std::cerr << "usage: server ENCODER.pt [CLIENTS [REQUESTS [MEMORY-KiB]]] | ENCODER.pt -\n";
     return EXIT_FAILURE;
   }
   const bool from_stdin = argc > 2 && std::string(argv[2]) == "-";
   const int clients = argc > 2 && !from_stdin ? std::atoi(argv[2]) : 4;
   const int requests = argc > 3 ? std::atoi(argv[3]) : 50;
-  const std::size_t memory = (argc > 4 ? std::strtoull(argv[4], nullptr, 10) : 4) * 1_MiB;
+  const std::size_t memory = (argc > 4 ? std::strtoull(argv[4], nullptr, 10) : 4096) * 1_KiB;
   at::set_num_threads(1);  // clients are what runs in parallel
 
   torch::jit::Module module = torch::jit::load(argv[1]);
@@ -134,14 +135,13 @@ int main(int argc, char** argv) {
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
 
   const tensorkey::torch::Stats stats = encoder.stats();
-  const auto bound = static_cast<double>(memory) / 1_MiB;
-  const auto most = static_cast<double>(served.most_bytes) / 1_MiB;
   std::cout << std::fixed << std::setprecision(1) << "texts:   " << served.texts << " in "
             << took.count() << " s, " << static_cast<double>(served.texts) / took.count()
             << " a second\n"
             << "hits:    " << stats.memo.hits << " of " << stats.memo.lookups << " rows, "
             << stats.memo.seconds_saved << " s of computing saved\n"
-            << "memory:  " << most << " MiB at most, of " << bound << " allowed\n"
+            << "memory:  " << served.most_bytes / 1_KiB << " KiB at most, of " << memory / 1_KiB
+            << " allowed; " << encoder.cache().stats().evictions << " entries evicted\n"
             << "probe:   " << (stats.layer.verdict ? stats.layer.verdict->text : "none") << '\n'
             << "bypass:  " << stats.bypass.decision << '\n';
   for (const auto& [reason, count] : stats.uncached) {

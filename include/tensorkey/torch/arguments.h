@@ -37,6 +37,12 @@ class CallForm {
     if (arguments.size() > parameters.size()) {
       throw LayerBypassed("more arguments than Options::inputs names");
     }
+    if (arguments.size() == 1 && arguments[0].isTensor()) {
+      const at::Tensor& tensor = arguments[0].toTensor();
+      if (note(tensor, parameters[0].name)) single_ = {tensor.scalar_type(), tensor.device()};
+      check();
+      return;
+    }
     std::vector<std::string> declared;
     for (std::size_t i = 0; i < arguments.size(); ++i) {
       std::string encoded = encode(arguments[i], parameters[i].name, 0);
@@ -44,8 +50,7 @@ class CallForm {
       declared.push_back(text(parameters[i].name));
       declared.push_back(std::move(encoded));
     }
-    if (rows_ < 0) throw LayerBypassed("no tensor with rows among the arguments");
-    if (rows_ == 0) throw LayerBypassed("a batch of 0 rows");
+    check();
     if (const auto found = lengths_.find(rows_); rows_ > 1 && found != lengths_.end()) {
       throw LayerBypassed(found->second +
                           " has as many items as the batch has rows, and may hold one for each: "
@@ -54,7 +59,17 @@ class CallForm {
     encoded_ = tuple({none(), dict(declared), tuple({}), dict({})});
   }
 
-  [[nodiscard]] const std::string& encoded() const noexcept { return encoded_; }
+  // Of a call with one tensor and nothing else: all that its encoding depends on, which is then not
+  // made before it is asked for.
+  using Single = std::optional<std::pair<at::ScalarType, c10::Device>>;
+  [[nodiscard]] const Single& single() const noexcept { return single_; }
+
+  [[nodiscard]] std::string encoded() const {
+    using namespace canonical;
+    if (!single_) return encoded_;
+    const std::vector<std::string> declared{text(paths_[0]), row(tensors_[0], home_text())};
+    return tuple({none(), dict(declared), tuple({}), dict({})});
+  }
   [[nodiscard]] std::int64_t rows() const noexcept { return rows_; }
   // The device of the first tensor with rows.
   [[nodiscard]] c10::Device home() const noexcept { return home_; }
@@ -107,8 +122,8 @@ class CallForm {
     return sequence(value.isTuple() ? 't' : 'l', items);
   }
 
-  std::string tensor(const at::Tensor& tensor, const std::string& path) {
-    using namespace canonical;
+  // Notes a tensor: whether it has a row for each of the batch.
+  bool note(const at::Tensor& tensor, const std::string& path) {
     if (const char* const why = refusal(tensor)) throw LayerBypassed(path + ": " + why);
     if (!tensor.is_cpu() && !tensor.is_cuda()) {
       throw LayerBypassed("a tensor on the device " + tensor.device().str());
@@ -120,28 +135,40 @@ class CallForm {
     if (tensor.unsafeGetTensorImpl()->autograd_meta() != nullptr && tensor._fw_grad(0).defined()) {
       throw LayerBypassed("forward-mode differentiation");
     }
-    const std::string device = tensor.device().str();
     if (tensor.dim() > 0 && rows_ < 0) rows_ = tensor.size(0);
-    const bool by_row = tensor.dim() > 0 && tensor.size(0) == rows_;
-    is_row_.push_back(by_row);
-    if (!by_row) {
-      const Digest digest = key(tensor).bytes();
-      return text("torch.Tensor " + device) +
-             item('K', {reinterpret_cast<const char*>(digest.data()), digest.size()});
-    }
-    std::string shown;
-    if (tensors_.empty()) {
-      home_ = tensor.device();
-      shown = c10::DeviceTypeName(home_.type(), true);
-    } else if (tensor.device() != home_) {
-      shown = device;
-    }
+    is_row_.push_back(tensor.dim() > 0 && tensor.size(0) == rows_);
+    if (!is_row_.back()) return false;
+    if (tensors_.empty()) home_ = tensor.device();
     tensors_.push_back(tensor);
     paths_.push_back(path);
-    return sequence('r', std::vector{text("torch.Tensor"), text(dtype_text(tensor.scalar_type())),
-                                     text(shown)});
+    return true;
   }
 
+  void check() const {
+    if (rows_ < 0) throw LayerBypassed("no tensor with rows among the arguments");
+    if (rows_ == 0) throw LayerBypassed("a batch of 0 rows");
+  }
+
+  [[nodiscard]] std::string home_text() const { return c10::DeviceTypeName(home_.type(), true); }
+
+  static std::string row(const at::Tensor& tensor, const std::string& device) {
+    using namespace canonical;
+    return sequence('r', std::vector{text("torch.Tensor"), text(dtype_text(tensor.scalar_type())),
+                                     text(device)});
+  }
+
+  std::string tensor(const at::Tensor& tensor, const std::string& path) {
+    using namespace canonical;
+    if (!note(tensor, path)) {
+      const Digest digest = key(tensor).bytes();
+      return text("torch.Tensor " + tensor.device().str()) +
+             item('K', {reinterpret_cast<const char*>(digest.data()), digest.size()});
+    }
+    if (tensors_.size() == 1) return row(tensor, home_text());
+    return row(tensor, tensor.device() == home_ ? "" : tensor.device().str());
+  }
+
+  Single single_;
   std::string encoded_;
   std::int64_t rows_ = -1;
   c10::Device home_{c10::kCPU};

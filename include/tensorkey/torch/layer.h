@@ -187,14 +187,31 @@ class Layer {
     const Environment environment(form.home(), options_.environment == Sharing::kPortable);
     const std::lock_guard lock(mutex_);
     if (!about_ || about_->environment != environment || about_->structure != state.structure ||
-        about_->form != form.encoded()) {
-      about_ = About{environment, state.structure, form.encoded(),
+        about_->single != form.single() || (!form.single() && about_->form != form.encoded())) {
+      about_ = About{environment, state.structure, form.single(), form.encoded(),
                      about_digest(environment, options_, state.structure, form)};
     }
     return about_->digest;
   }
 
+  static at::Tensor room_for(const LeafShape& leaf, std::vector<std::span<std::byte>>& outs) {
+    const std::optional<at::ScalarType> type = scalar_type_of(leaf.dtype);
+    if (!type) throw LayerBypassed("a stored output of a dtype that LibTorch does not have");
+    at::Tensor made = at::empty(leaf.shape, at::dtype(*type));
+    outs.emplace_back(static_cast<std::byte*>(made.mutable_data_ptr()), made.nbytes());
+    return made;
+  }
+
   static c10::IValue assembled(const LayerAnswer& answer, c10::Device home) {
+    // Most outputs are one plain tensor.
+    static const std::string plain =
+        Packer(1, c10::kCPU).pack(at::empty({1}, at::device(c10::kCPU))).description;
+    if (home.is_cpu() && answer.form() == plain && answer.leaves().size() == 1) {
+      std::vector<std::span<std::byte>> outs;
+      at::Tensor made = room_for(answer.leaves()[0], outs);
+      answer.assemble(outs);
+      return made;
+    }
     const Unpacker unpacker(answer.form());
     const std::span<const LeafShape> leaves = answer.leaves();
     if (unpacker.notes().size() != leaves.size()) {
@@ -202,12 +219,7 @@ class Layer {
     }
     std::vector<at::Tensor> tensors;
     std::vector<std::span<std::byte>> outs;
-    for (const LeafShape& leaf : leaves) {
-      const std::optional<at::ScalarType> type = scalar_type_of(leaf.dtype);
-      if (!type) throw LayerBypassed("a stored output of a dtype that LibTorch does not have");
-      const at::Tensor& made = tensors.emplace_back(at::empty(leaf.shape, at::dtype(*type)));
-      outs.emplace_back(static_cast<std::byte*>(made.mutable_data_ptr()), made.nbytes());
-    }
+    for (const LeafShape& leaf : leaves) tensors.push_back(room_for(leaf, outs));
     answer.assemble(outs);
     for (std::size_t i = 0; i < tensors.size(); ++i) {
       const Unpacker::Note& note = unpacker.notes()[i];
@@ -221,6 +233,7 @@ class Layer {
   struct About {
     Environment environment;
     Digest structure;
+    CallForm::Single single;
     std::string form;
     Digest digest;
   };
