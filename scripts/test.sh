@@ -22,6 +22,7 @@ step "C++ with AddressSanitizer and UBSan" cpp asan all -E Fork
 step "C++ threads with ThreadSanitizer" cpp tsan all -R 'Thread|Concurren'
 step "C++ as it is shipped, each public header alone, consumers" \
   cpp release all_verify_interface_header_sets
+step "LibTorch" scripts/libtorch.sh
 step "Python" pytest --ignore-glob='*/test_keras*'
 step "Keras on TensorFlow" keras tensorflow
 step "Keras on PyTorch" keras torch

@@ -180,7 +180,7 @@ class HostView {
 
   [[nodiscard]] const TensorView& get() const noexcept { return view_; }
   // Implicit: a HostView stands for a TensorView in every call. The view borrows from *this.
-  operator const TensorView&() const& noexcept { return view_; }  // NOLINT(google-explicit-constructor)
+  operator const TensorView&() const& noexcept { return view_; }
   // The tensor that is read: the caller's own, or the copy.
   [[nodiscard]] const at::Tensor& tensor() const noexcept { return tensor_; }
 
