@@ -162,6 +162,7 @@ struct LayerCall {
   Digest about{};
   Digest weights{};
   bool pending = false;  // the weights were not read in this call: see LayerEngine::confirm
+  std::optional<std::uint64_t> epoch = std::nullopt;  // as it was before they were looked at
   bool vouched = false;  // the runner gives stored answers, so there is nothing to probe
   std::optional<std::span<const std::uint8_t, 32>> secret = std::nullopt;
 };
@@ -249,6 +250,9 @@ class TENSORKEY_EXPORT LayerEngine {
   std::size_t confirm();
   std::size_t drop_pending();
   [[nodiscard]] bool pending_full() const noexcept;
+  // How often pending rows were dropped. A frontend with threads asks before it looks at the
+  // weights and gives it to the call: what another thread finds out meanwhile then counts.
+  [[nodiscard]] std::uint64_t epoch() const noexcept;
 
   // The scope under which rows of this call are, if their plan is known to this engine.
   [[nodiscard]] std::optional<Digest> scope(const LayerCall& call) const;

@@ -20,6 +20,7 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -141,11 +142,14 @@ class TENSORKEY_EXPORT Memo {
   // The members are tensors whose first dim is the batch: one makes content keys, several make
   // tuple keys. Throws as row_keys and tuple_row_keys do; kInvalidArgument if the batch sizes
   // differ.
+  // `epoch`, of pending rows: epoch() as it was before it was looked at what the rows depend on.
   [[nodiscard]] MemoBatch lookup(std::span<const TupleMember> members, const KeyOptions& options,
-                                 Keep keep = Keep::kNow);
+                                 Keep keep = Keep::kNow,
+                                 std::optional<std::uint64_t> epoch = std::nullopt);
   // The same for rows that have keys already, such as the caller's own.
   [[nodiscard]] MemoBatch lookup(std::span<const Key> keys, const KeyOptions& options,
-                                 Keep keep = Keep::kNow);
+                                 Keep keep = Keep::kNow,
+                                 std::optional<std::uint64_t> epoch = std::nullopt);
   // The first row of each distinct key that is in no tier, ascending: neither counted nor claimed.
   // Keys have scope and secret in them.
   [[nodiscard]] std::vector<MissingRow> missing(std::span<const Key> keys) const;
@@ -153,6 +157,8 @@ class TENSORKEY_EXPORT Memo {
   // Ends the wait of pending rows: true offers them to the tiers below memory, false removes them
   // from memory too. Returns their number.
   std::size_t settle(bool valid);
+  // How often pending rows were removed: those of an earlier epoch answer their own batch alone.
+  [[nodiscard]] std::uint64_t epoch() const noexcept;
   [[nodiscard]] std::size_t pending() const;
   // Whether it is time to settle: 64 MiB of entries wait for a tier below memory, or 2^20 keys for
   // none. Rows computed beyond twice that answer their own batch alone.

@@ -197,11 +197,12 @@ LayerCall call_of(Rows& rows, const CallParts& parts) {
 }
 
 Answer answer(Engine& self, const nb::sequence& tensors, const nb::sequence& paths, nb::handle ids,
-              const nb::bytes& about, const nb::bytes& weights, nb::handle secret, bool pending,
-              bool vouched, nb::handle runner) {
+              const nb::bytes& about, const nb::bytes& weights, nb::handle secret,
+              std::optional<std::uint64_t> pending, bool vouched, nb::handle runner) {
   Rows rows(tensors, paths, ids);
   LayerCall call = call_of(rows, {tensors, paths, ids, about, weights, secret});
-  call.pending = pending;
+  call.pending = pending.has_value();
+  call.epoch = pending;
   call.vouched = vouched;
   PythonRunner lent(runner);
   try {
@@ -431,7 +432,7 @@ constexpr const char* kAnswerSignature =
     "def answer(self, tensors: collections.abc.Sequence[object], "
     "paths: collections.abc.Sequence[str], "
     "ids: collections.abc.Sequence[str | bytes | int] | None, about: bytes, weights: bytes, "
-    "secret: bytes | None, pending: bool, vouched: bool, runner: object) -> LayerAnswer";
+    "secret: bytes | None, pending: int | None, vouched: bool, runner: object) -> LayerAnswer";
 constexpr const char* kMissingSignature =
     "def missing(self, tensors: collections.abc.Sequence[object], "
     "paths: collections.abc.Sequence[str], "
@@ -463,8 +464,13 @@ void init_engine(nb::module_& m) {
           "accept_slot"_a = false, "verify"_a = 0.0, "tolerance"_a = 0.0, "codec"_a = "raw",
           "bypass"_a = "auto")
       .def("answer", &answer, "tensors"_a, "paths"_a, "ids"_a.none(), "about"_a, "weights"_a,
-           "secret"_a.none(), "pending"_a, "vouched"_a, "runner"_a, nb::sig(kAnswerSignature),
-           "Answer a batch: rows of tensors that share their first dimension, or rows with ids.")
+           "secret"_a.none(), "pending"_a.none(), "vouched"_a, "runner"_a,
+           nb::sig(kAnswerSignature),
+           "Answer a batch: rows of tensors that share their first dimension, or rows with ids.\n"
+           "`pending`: `epoch` as it was before the weights were looked at, if not at all of them.")
+      .def_prop_ro(
+          "epoch", [](const Engine& self) { return self.core.epoch(); },
+          "How often pending rows were dropped.")
       .def("missing", &missing, "tensors"_a, "paths"_a, "ids"_a.none(), "about"_a, "weights"_a,
            "secret"_a.none(), nb::sig(kMissingSignature),
            "Positions of rows that answer() would have to run, ascending, and why: \"new\",\n"

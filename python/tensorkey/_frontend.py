@@ -166,6 +166,7 @@ class Engine:
         vouched: bool = False,
     ) -> _core.LayerAnswer:
         """Look up the rows and run those that are missing."""
+        epoch = self.core.epoch  # before the weights are looked at
         about, state = self.about(arguments, form)
         if self._last != (about, state.weights):
             self._last = (about, state.weights)
@@ -178,7 +179,7 @@ class Engine:
                 about,
                 state.weights,
                 self.options.secret,
-                state.pending,
+                epoch if state.pending else None,
                 vouched,
                 runner,
             )

@@ -134,19 +134,17 @@ std::size_t LayerEngine::confirm() {
 }
 
 std::size_t LayerEngine::drop_pending() {
-  {
-    const std::lock_guard lock(impl_->mutex);
-    ++impl_->drops;
-    impl_->forget_forms(true);
-  }
-  const std::size_t rows = impl_->memo.settle(false);
+  const std::size_t rows = impl_->memo.settle(false);  // first: a new epoch
   impl_->records.settle(false);
   const std::lock_guard lock(impl_->mutex);
+  impl_->forget_forms(true);
   impl_->stats.dropped_pending += rows;
   return rows;
 }
 
 bool LayerEngine::pending_full() const noexcept { return impl_->memo.pending_full(); }
+
+std::uint64_t LayerEngine::epoch() const noexcept { return impl_->memo.epoch(); }
 
 std::optional<Digest> LayerEngine::scope(const LayerCall& call) const {
   const auto placement = impl_->known_placement(call);

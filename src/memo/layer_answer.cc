@@ -54,11 +54,11 @@ void Call::look_up() {
   const KeyOptions options{.scope = placement_->scope_bytes(), .secret = call_.secret};
   if (!call_.ids.empty()) {
     const std::vector<Key> keys = keys_of(call_, placement_->scope_bytes());
-    answer_.batch.emplace(engine_.memo.lookup(keys, options, keep));
+    answer_.batch.emplace(engine_.memo.lookup(keys, options, keep, epoch_));
     return;
   }
   try {
-    answer_.batch.emplace(engine_.memo.lookup(call_.members, options, keep));
+    answer_.batch.emplace(engine_.memo.lookup(call_.members, options, keep, epoch_));
   } catch (const Error& error) {
     throw LayerBypassed(std::string("an input has no key: ") + error.what());
   }
@@ -69,7 +69,6 @@ void Call::load_form() {
   {
     const std::lock_guard lock(engine_.mutex);
     answer_.form = placement_->form;
-    drops_ = engine_.drops;
   }
   if (answer_.form) return;
   std::optional<Form> stored = engine_.records.form(
@@ -213,16 +212,14 @@ void Call::insert(const std::vector<Part>& parts) {
 void Call::publish(double seconds) {
   if (!form_is_new_) return;
   form_is_new_ = false;
-  const auto dropped = [this] {
-    const std::lock_guard lock(engine_.mutex);
-    return call_.pending && drops_ != engine_.drops;
-  };
+  const auto dropped = [this] { return call_.pending && epoch_ != engine_.memo.epoch(); };
   if (dropped()) return;
   engine_.records.store(
       Records::form_place(placement_->scope, placement_->plan->signature.encoded(), call_.secret),
       *answer_.form, seconds, call_.pending ? Keep::kPending : Keep::kNow);
   if (dropped()) return engine_.records.settle(false);
   const std::lock_guard lock(engine_.mutex);
+  if (dropped()) return;
   placement_->form = answer_.form;
   placement_->form_pending = call_.pending;
 }

@@ -28,7 +28,8 @@ class Call {
         runner_(runner),
         answer_(answer),
         placement_(std::move(placement)),
-        decision_(*placement_->decision) {}
+        decision_(*placement_->decision),
+        epoch_(call_.epoch.value_or(engine_.memo.epoch())) {}
 
   // False if the plan has changed meanwhile.
   [[nodiscard]] bool run();
@@ -69,7 +70,7 @@ class Call {
   const std::shared_ptr<Placement> placement_;
   const Decision& decision_;
   bool form_is_new_ = false;
-  std::uint64_t drops_ = 0;  // as the call began
+  const std::uint64_t epoch_;  // of pending rows, before it was looked at the weights
 };
 
 }  // namespace tensorkey::internal

@@ -109,13 +109,14 @@ void MemoBatch::Impl::count_missing(std::size_t first) {
 }
 
 MemoBatch Memo::Impl::look_up(const std::shared_ptr<Impl>& memo, std::vector<Key> keys,
-                              const KeyOptions& options, Keep keep, Clock::time_point start) {
+                              const KeyOptions& options, Keep keep,
+                              std::optional<std::uint64_t> epoch, Clock::time_point start) {
   auto batch = std::make_unique<MemoBatch::Impl>();
   batch->memo = memo;
   batch->tiers = &memo->tiers;
   batch->flights = &memo->flights;
   batch->keep = keep;
-  batch->ticket = memo->pending.ticket();
+  batch->ticket = epoch.value_or(memo->pending.ticket());
   if (options.secret) std::ranges::copy(*options.secret, batch->secret.emplace().begin());
   batch->distinct = internal::DistinctRows(std::move(keys));
   const Clock::time_point digested = Clock::now();
@@ -165,14 +166,17 @@ Memo::Memo(std::shared_ptr<ActivationCache> cache, const MemoOptions& options) {
 // What was never confirmed is never stored. Batches may outlive this: their tickets are old now.
 Memo::~Memo() { impl_->pending.drop(); }
 
-MemoBatch Memo::lookup(std::span<const TupleMember> members, const KeyOptions& options, Keep keep) {
+MemoBatch Memo::lookup(std::span<const TupleMember> members, const KeyOptions& options, Keep keep,
+                       std::optional<std::uint64_t> epoch) {
   const Impl::Clock::time_point start = Impl::Clock::now();
-  return Impl::look_up(impl_, internal::keys_of_rows(members, options), options, keep, start);
+  return Impl::look_up(impl_, internal::keys_of_rows(members, options), options, keep, epoch,
+                       start);
 }
 
-MemoBatch Memo::lookup(std::span<const Key> keys, const KeyOptions& options, Keep keep) {
+MemoBatch Memo::lookup(std::span<const Key> keys, const KeyOptions& options, Keep keep,
+                       std::optional<std::uint64_t> epoch) {
   const Impl::Clock::time_point start = Impl::Clock::now();
-  return Impl::look_up(impl_, {keys.begin(), keys.end()}, options, keep, start);
+  return Impl::look_up(impl_, {keys.begin(), keys.end()}, options, keep, epoch, start);
 }
 
 std::vector<MissingRow> Memo::missing(std::span<const Key> keys) const {
@@ -195,6 +199,8 @@ std::vector<MissingRow> Memo::missing(std::span<const Key> keys) const {
 std::size_t Memo::settle(bool valid) {
   return valid ? impl_->pending.confirm() : impl_->pending.drop();
 }
+
+std::uint64_t Memo::epoch() const noexcept { return impl_->pending.ticket(); }
 
 std::size_t Memo::pending() const { return impl_->pending.count(); }
 

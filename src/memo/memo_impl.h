@@ -36,6 +36,7 @@ struct Memo::Impl {
   void count(internal::Lookup reason, std::uint64_t rows);
   [[nodiscard]] static MemoBatch look_up(const std::shared_ptr<Impl>& memo, std::vector<Key> keys,
                                          const KeyOptions& options, Keep keep,
+                                         std::optional<std::uint64_t> epoch,
                                          Clock::time_point start);
 
   std::shared_ptr<ActivationCache> cache;

@@ -29,7 +29,7 @@ torch_only = pytest.mark.skipif(BACKEND != "torch", reason="PyTorch only")
 @pytest.fixture(autouse=True)
 def _seed(monkeypatch):
     keras.utils.set_random_seed(0)
-    monkeypatch.setattr("tensorkey._probe.MAX_SECONDS", 600.0)  # as on an idle machine
+
 
 
 def array(tensor):
