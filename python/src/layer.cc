@@ -80,19 +80,10 @@ struct Engine {
   std::uint64_t host_copy_bytes = 0;
 };
 
-// An answer that can be dropped before Python lets go of it: an exception keeps its frames alive,
-// and other threads wait for the rows.
-class Answer {
- public:
-  explicit Answer(LayerAnswer answer) : answer_(std::move(answer)) {}
-  [[nodiscard]] LayerAnswer& get() {
-    if (!answer_) throw Error(ErrorCode::kInvalidArgument, "[LayerAnswer] the answer is closed");
-    return *answer_;
-  }
-  void close() noexcept { answer_.reset(); }
-
- private:
-  std::optional<LayerAnswer> answer_;
+// An answer and what it was written into, one object for each leaf.
+struct Answer {
+  LayerAnswer answer;
+  nb::list memories;
 };
 
 Digest digest_of(const nb::bytes& bytes, const char* what) {
@@ -196,72 +187,6 @@ LayerCall call_of(Rows& rows, const CallParts& parts) {
   return call;
 }
 
-Answer answer(Engine& self, const nb::sequence& tensors, const nb::sequence& paths, nb::handle ids,
-              const nb::bytes& about, const nb::bytes& weights, nb::handle secret,
-              std::optional<std::uint64_t> pending, bool vouched, nb::handle runner) {
-  Rows rows(tensors, paths, ids);
-  LayerCall call = call_of(rows, {tensors, paths, ids, about, weights, secret});
-  call.pending = pending.has_value();
-  call.epoch = pending;
-  call.vouched = vouched;
-  PythonRunner lent(runner);
-  try {
-    const MaybeReleaseGil release(self.stores ? kReleaseGilBytes : rows.bytes());
-    return Answer(self.core.answer(call, lent));
-  } catch (const LayerAbandoned& abandoned) {
-    std::rethrow_exception(abandoned.cause());
-  }
-}
-
-const char* name_of(MissingRow::Why why) {
-  switch (why) {
-    case MissingRow::Why::kNew: return "new";
-    case MissingRow::Why::kEvicted: return "evicted";
-    case MissingRow::Why::kExpired: return "expired";
-  }
-  return "";
-}
-
-nb::dict missing(Engine& self, const nb::sequence& tensors, const nb::sequence& paths,
-                 nb::handle ids, const nb::bytes& about, const nb::bytes& weights,
-                 nb::handle secret) {
-  Rows rows(tensors, paths, ids);
-  const LayerCall call = call_of(rows, {tensors, paths, ids, about, weights, secret});
-  std::vector<MissingRow> found;
-  {
-    const MaybeReleaseGil release(self.stores ? kReleaseGilBytes : rows.bytes());
-    found = self.core.missing(call);
-  }
-  nb::dict result;
-  for (const MissingRow& row : found) result[nb::int_(row.position)] = name_of(row.why);
-  return result;
-}
-
-std::optional<nb::bytes> scope(Engine& self, const nb::sequence& tensors, const nb::sequence& paths,
-                               nb::handle ids, const nb::bytes& about, const nb::bytes& weights) {
-  Rows rows(tensors, paths, ids);
-  const auto found =
-      self.core.scope(call_of(rows, {tensors, paths, ids, about, weights, nb::none()}));
-  if (!found) return std::nullopt;
-  return nb::bytes(reinterpret_cast<const char*>(found->data()), found->size());
-}
-
-nb::tuple leaves(Answer& self) {
-  const auto shapes = self.get().leaves();
-  nb::object result = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(shapes.size())));
-  for (std::size_t i = 0; i < shapes.size(); ++i) {
-    const LeafShape& leaf = shapes[i];
-    nb::object dims = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(leaf.shape.size())));
-    for (std::size_t d = 0; d < leaf.shape.size(); ++d) {
-      PyTuple_SET_ITEM(dims.ptr(), static_cast<Py_ssize_t>(d), PyLong_FromLongLong(leaf.shape[d]));
-    }
-    const std::string_view name = to_string(leaf.dtype);
-    nb::tuple item = nb::make_tuple(nb::str(name.data(), name.size()), dims, leaf.by_row);
-    PyTuple_SET_ITEM(result.ptr(), static_cast<Py_ssize_t>(i), item.release().ptr());
-  }
-  return nb::borrow<nb::tuple>(result);
-}
-
 // The memory of a tensor or buffer to be written: a PyTorch tensor exports no buffer, its memory
 // comes over DLPack, where nothing is read-only.
 class Destination {
@@ -298,18 +223,97 @@ class Destination {
   std::span<std::byte> bytes_;
 };
 
-void assemble(Answer& self, const nb::sequence& destinations) {
-  const LayerAnswer& answer = self.get();
+nb::object shape_of(const LeafShape& leaf) {
+  nb::object dims = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(leaf.shape.size())));
+  for (std::size_t d = 0; d < leaf.shape.size(); ++d) {
+    PyTuple_SET_ITEM(dims.ptr(), static_cast<Py_ssize_t>(d), PyLong_FromLongLong(leaf.shape[d]));
+  }
+  return dims;
+}
+
+nb::str name_of(DType dtype) {
+  const std::string_view name = to_string(dtype);
+  return nb::str(name.data(), name.size());
+}
+
+nb::tuple leaves(const Answer& self) {
+  nb::list result;
+  for (const LeafShape& leaf : self.answer.leaves()) {
+    result.append(nb::make_tuple(name_of(leaf.dtype), shape_of(leaf), leaf.by_row));
+  }
+  return nb::tuple(result);
+}
+
+// Writes the answer into what `allocate` gives for the dtype and the shape of each leaf.
+void assemble(Answer& self, nb::handle allocate) {
   std::vector<std::unique_ptr<Destination>> held;
   std::vector<std::span<std::byte>> outs;
   std::size_t bytes = 0;
-  for (const nb::handle destination : destinations) {
-    held.push_back(std::make_unique<Destination>(destination));
+  for (const LeafShape& leaf : self.answer.leaves()) {
+    const nb::object memory = allocate(name_of(leaf.dtype), shape_of(leaf));
+    held.push_back(std::make_unique<Destination>(memory));
     outs.push_back(held.back()->bytes());
     bytes += outs.back().size();
+    self.memories.append(memory);
   }
   const MaybeReleaseGil release(bytes);
-  answer.assemble(outs);
+  self.answer.assemble(outs);
+}
+
+Answer answer(Engine& self, const nb::sequence& tensors, const nb::sequence& paths, nb::handle ids,
+              const nb::bytes& about, const nb::bytes& weights, nb::handle secret,
+              std::optional<std::uint64_t> pending, bool vouched, nb::handle runner,
+              nb::handle allocate) {
+  Rows rows(tensors, paths, ids);
+  LayerCall call = call_of(rows, {tensors, paths, ids, about, weights, secret});
+  call.pending = pending.has_value();
+  call.epoch = pending;
+  call.vouched = vouched;
+  PythonRunner lent(runner);
+  try {
+    Answer result{[&] {
+                    const MaybeReleaseGil release(self.stores ? kReleaseGilBytes : rows.bytes());
+                    return self.core.answer(call, lent);
+                  }(),
+                  nb::list()};
+    assemble(result, allocate);
+    return result;
+  } catch (const LayerAbandoned& abandoned) {
+    std::rethrow_exception(abandoned.cause());
+  }
+}
+
+const char* name_of(MissingRow::Why why) {
+  switch (why) {
+    case MissingRow::Why::kNew: return "new";
+    case MissingRow::Why::kEvicted: return "evicted";
+    case MissingRow::Why::kExpired: return "expired";
+  }
+  return "";
+}
+
+nb::dict missing(Engine& self, const nb::sequence& tensors, const nb::sequence& paths,
+                 nb::handle ids, const nb::bytes& about, const nb::bytes& weights,
+                 nb::handle secret) {
+  Rows rows(tensors, paths, ids);
+  const LayerCall call = call_of(rows, {tensors, paths, ids, about, weights, secret});
+  std::vector<MissingRow> found;
+  {
+    const MaybeReleaseGil release(self.stores ? kReleaseGilBytes : rows.bytes());
+    found = self.core.missing(call);
+  }
+  nb::dict result;
+  for (const MissingRow& row : found) result[nb::int_(row.position)] = name_of(row.why);
+  return result;
+}
+
+std::optional<nb::bytes> scope(Engine& self, const nb::sequence& tensors, const nb::sequence& paths,
+                               nb::handle ids, const nb::bytes& about, const nb::bytes& weights) {
+  Rows rows(tensors, paths, ids);
+  const auto found =
+      self.core.scope(call_of(rows, {tensors, paths, ids, about, weights, nb::none()}));
+  if (!found) return std::nullopt;
+  return nb::bytes(reinterpret_cast<const char*>(found->data()), found->size());
 }
 
 void add_memo(nb::dict& result, const MemoStats& stats) {
@@ -382,57 +386,51 @@ struct Switch {
 };
 
 void init_answer(nb::module_& m) {
-  nb::class_<Answer>(
-      m, "LayerAnswer",
-      "The answer to one batch, all rows known; for one thread. On the way out of a\n"
-      "`with` block it lets go of them.")
+  nb::class_<Answer>(m, "LayerAnswer", "The answer to one batch; for one thread.")
       .def_prop_ro(
-          "rows", [](Answer& self) { return self.get().rows(); }, "Rows of the batch.")
+          "rows", [](const Answer& self) { return self.answer.rows(); }, "Rows of the batch.")
       .def_prop_ro(
-          "hits", [](Answer& self) { return self.get().hits(); }, "Rows not run.")
-      .def_prop_ro(
-          "rows_run", [](Answer& self) { return self.get().rows_run(); },
-          "Rows run, padding included.")
-      .def_prop_ro(
-          "form",
-          [](Answer& self) {
-            const std::string_view form = self.get().form();
-            return nb::bytes(form.data(), form.size());
-          },
-          "How the layer's output is made of the leaves: what the runner gave.")
+          "memories", [](const Answer& self) { return self.memories; },
+          nb::sig("def memories(self) -> list[typing.Any]"),
+          "What the leaves were written into, rows in the order of the batch.")
       .def_prop_ro("leaves", &leaves,
                    nb::sig("def leaves(self) -> tuple[tuple[str, tuple[int, ...], bool], ...]"),
                    "For each leaf the name of its dtype, its shape and whether it is by row.")
       .def_prop_ro(
-          "seconds_layer", [](Answer& self) { return self.get().seconds_layer(); },
-          "Of the layer, in running them.")
+          "form",
+          [](const Answer& self) {
+            const std::string_view form = self.answer.form();
+            return nb::bytes(form.data(), form.size());
+          },
+          "How the layer's output is made of the leaves: what the runner gave.")
+      .def_prop_ro(
+          "seconds_layer", [](const Answer& self) { return self.answer.seconds_layer(); },
+          "Of the layer, in running rows.")
       .def_prop_ro(
           "deviation",
-          [](Answer& self) {
-            const Deviation& found = self.get().deviation();
+          [](const Answer& self) {
+            const Deviation& found = self.answer.deviation();
             return nb::make_tuple(found.rows, found.largest, found.where);
           },
           nb::sig("def deviation(self) -> tuple[int, float, str]"),
           "Of the hits that were computed again: how many differ, by how much, in which leaf.")
-      .def("assemble", &assemble, "destinations"_a,
-           nb::sig("def assemble(self, destinations: collections.abc.Sequence[object]) -> None"),
-           "Write each leaf, rows in the order of the batch, into a C-contiguous tensor or buffer.")
       .def(
-          "finish", [](Answer& self, double seconds) { self.get().finish(seconds); }, "seconds"_a,
-          "Report the call: the seconds that it took in all.")
-      .def(
-          "__enter__", [](nb::handle self) { return nb::borrow(self); },
-          nb::sig("def __enter__(self) -> LayerAnswer"))
-      .def(
-          "__exit__", [](Answer& self, const nb::args&) { self.close(); },
-          nb::sig("def __exit__(self, *exception: object) -> None"));
+          "finish",
+          [](Answer& self, double seconds) {
+            self.answer.finish(seconds);
+            return self.answer.rows_run();
+          },
+          "seconds"_a,
+          "Report the call, and the seconds that it took in all; returns the rows that were run,\n"
+          "padding and hits that were computed again included.");
 }
 
 constexpr const char* kAnswerSignature =
     "def answer(self, tensors: collections.abc.Sequence[object], "
     "paths: collections.abc.Sequence[str], "
     "ids: collections.abc.Sequence[str | bytes | int] | None, about: bytes, weights: bytes, "
-    "secret: bytes | None, pending: int | None, vouched: bool, runner: object) -> LayerAnswer";
+    "secret: bytes | None, pending: int | None, vouched: bool, runner: object, "
+    "allocate: collections.abc.Callable[[str, tuple[int, ...]], typing.Any]) -> LayerAnswer";
 constexpr const char* kMissingSignature =
     "def missing(self, tensors: collections.abc.Sequence[object], "
     "paths: collections.abc.Sequence[str], "
@@ -464,9 +462,10 @@ void init_engine(nb::module_& m) {
           "accept_slot"_a = false, "verify"_a = 0.0, "tolerance"_a = 0.0, "codec"_a = "raw",
           "bypass"_a = "auto")
       .def("answer", &answer, "tensors"_a, "paths"_a, "ids"_a.none(), "about"_a, "weights"_a,
-           "secret"_a.none(), "pending"_a.none(), "vouched"_a, "runner"_a,
+           "secret"_a.none(), "pending"_a.none(), "vouched"_a, "runner"_a, "allocate"_a,
            nb::sig(kAnswerSignature),
            "Answer a batch: rows of tensors that share their first dimension, or rows with ids.\n"
+           "`allocate` gives C-contiguous tensors or buffers to write leaves into.\n"
            "`pending`: `epoch` as it was before the weights were looked at, if not at all of them.")
       .def_prop_ro(
           "epoch", [](const Engine& self) { return self.core.epoch(); },

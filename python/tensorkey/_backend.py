@@ -64,6 +64,9 @@ class Backend(Protocol):
         An empty one is that of the input `like`; of the layer, if that is None.
         """
 
+    def is_home(self, tensors: Sequence[Any]) -> bool:
+        """Whether what allocate() gave is what deliver() would make of it, without a device."""
+
     def device_bytes(self, tensor: Any) -> int:
         """Return the bytes that reading a tensor copies from a device; 0 on the CPU."""
 

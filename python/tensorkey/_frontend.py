@@ -39,7 +39,6 @@ from tensorkey._sizes import format_bytes
 from tensorkey._stats import LayerStats
 from tensorkey._trim import Trimmed
 
-Leaves = tuple[tuple[str, tuple[int, ...], bool], ...]
 _MAX_FORMS = 256
 _MAX_ABOUTS = 256
 
@@ -62,6 +61,7 @@ class Engine:
         self.whole = options.rows == "batch" or options.by == "structure"
         self.signature = Signature(method, backend, whole=self.whole)
         self.adapter = None if options.outputs is None else OutputAdapter(options.outputs)
+        self._plain = self.adapter is None and not self.whole
         self.core = _core.LayerEngine(
             self.cache,
             chunk=0 if options.chunk == "auto" else options.chunk,
@@ -81,6 +81,9 @@ class Engine:
         self._forms: dict[bytes, OutputForm] = {}
         self._by_token: dict[bytes, list[bool]] = {}
         self._last: tuple[bytes, bytes] = (b"", b"")
+        self._portable = options.environment == "portable"
+        self._known: tuple[bytes, tuple[object, ...], bytes] = (b"", (), b"")
+        self._about = b""
         self.history = History()
         self._assumptions: dict[str, None] = {}
         self.cache.settle_before_flush(self)
@@ -114,11 +117,10 @@ class Engine:
         arguments = self.signature.take(args, kwargs)
         if self.options.trim is not None:
             return Trimmed(self, arguments).call(start)
-        runner = Runner(self, arguments)
-        with self.ask(arguments, None, runner, arguments.form) as answer:
-            output = self.together(*self.read(answer), arguments)
-            self.done(answer, arguments, start)
-            return output
+        answer = self.ask(arguments, None, Runner(self, arguments), arguments.form)
+        output = self.output(answer, arguments)
+        self.done(answer, arguments, start)
+        return output
 
     def call_with_keys(
         self,
@@ -141,21 +143,21 @@ class Engine:
                 )
             runner = Runner(self, arguments)
             form = b"" if arguments.bare else arguments.form
-        with self.ask(runner.arguments, ids, runner, form) as answer:
-            output = self.together(*self.read(answer), runner.arguments)
-            self.done(answer, runner.arguments, start)
-            return output
+        answer = self.ask(runner.arguments, ids, runner, form)
+        output = self.output(answer, runner.arguments)
+        self.done(answer, runner.arguments, start)
+        return output
 
     def answer_stored(
         self, ids: Sequence[Id], runner: Runner, use: Callable[[OutputForm, list[Any]], Any]
     ) -> Any:
         """Read rows by the caller's own keys; the runner has answers of its own, or none."""
         start = perf_counter()
-        with self.ask(runner.arguments, ids, runner, b"", vouched=True) as answer:
-            form, leaves, memories = self.read(answer)
-            result = use(form, self._delivered(form, leaves, memories, runner.arguments))
-            self.done(answer, runner.arguments, start)
-            return result
+        answer = self.ask(runner.arguments, ids, runner, b"", vouched=True)
+        form = self.form_of(answer)
+        result = use(form, self._delivered(form, answer, answer.memories, runner.arguments))
+        self.done(answer, runner.arguments, start)
+        return result
 
     def ask(
         self,
@@ -182,6 +184,7 @@ class Engine:
                 epoch if state.pending else None,
                 vouched,
                 runner,
+                self.backend.allocate,
             )
         except Bypass:
             raise
@@ -195,54 +198,54 @@ class Engine:
             return [self.backend.lift(tensor) for tensor in arguments.tensors]
         return arguments.tensors
 
-    def read(self, answer: _core.LayerAnswer) -> tuple[OutputForm, Leaves, list[Any]]:
-        """Copy an answer into memory of the framework's, on the host."""
+    def form_of(self, answer: _core.LayerAnswer) -> OutputForm:
+        """Return how the layer's output is made of its leaves."""
         encoded = answer.form
         form = self._forms.get(encoded)
         if form is None:
             if len(self._forms) >= _MAX_FORMS:
                 self._forms.clear()
             self._forms[encoded] = form = output_form(encoded)
-        leaves = answer.leaves
-        allocate = self.backend.allocate
-        memories = [allocate(dtype, shape) for dtype, shape, _ in leaves]
-        try:
-            answer.assemble(memories)
-        except errors.Error as error:
-            self.core.error(type(error).__name__)
-            raise Bypass(f"the rows of its output differ in shape: {error}") from None
-        return form, leaves, memories
+        return form
+
+    def output(self, answer: _core.LayerAnswer, arguments: Batch) -> Any:
+        """Make the layer's own output of an answer."""
+        form = self.form_of(answer)
+        memories = answer.memories
+        if form.is_bare and self._plain and self.backend.is_home(arguments.tensors):
+            return memories[0]
+        return self.together(form, answer, memories, arguments)
 
     def together(
-        self, form: OutputForm, leaves: Leaves, memories: list[Any], arguments: Batch
+        self, form: OutputForm, answer: _core.LayerAnswer, memories: list[Any], arguments: Batch
     ) -> Any:
-        """Make the layer's own output of its leaves."""
-        output = form.unpack(self._delivered(form, leaves, memories, arguments))
+        """Make the layer's own output of its leaves, which lie on the host."""
+        output = form.unpack(self._delivered(form, answer, memories, arguments))
         return output if self.adapter is None else self.adapter.from_tensors(output)
 
     def _delivered(
-        self, form: OutputForm, leaves: Leaves, memories: list[Any], arguments: Batch
+        self, form: OutputForm, answer: _core.LayerAnswer, memories: list[Any], arguments: Batch
     ) -> list[Any]:
         deliver, whole = self.backend.deliver, self.whole
         like = arguments.tensors[0] if arguments.tensors else None
         return [
             deliver(memory, dtype, shape[1:] if whole and by_row else shape, noted[1], like)
             for memory, (dtype, shape, by_row), noted in zip(
-                memories, leaves, form.leaves, strict=True
+                memories, answer.leaves, form.leaves, strict=True
             )
         ]
 
     def done(self, answer: _core.LayerAnswer, arguments: Batch, start: float) -> None:
         """Count a call."""
-        if answer.deviation[0]:
-            self._look_at(answer.deviation)
-        if answer.rows_run:
-            self.fingerprint.observe(answer.seconds_layer)
-        backend = self.backend
-        copied = sum(map(backend.device_bytes, arguments.tensors))
+        copied = 0
+        for tensor in arguments.tensors:
+            copied += self.backend.device_bytes(tensor)
         if copied:
             self.core.host_copy(answer.rows, copied)
-        answer.finish(perf_counter() - start)
+        if answer.finish(perf_counter() - start):
+            self.fingerprint.observe(answer.seconds_layer)
+            if answer.deviation[0]:
+                self._look_at(answer.deviation)
 
     def by_token(self, form: OutputForm, find: Callable[[], list[bool]]) -> list[bool]:
         """Return for each leaf whether it has a length, found out once."""
@@ -276,13 +279,14 @@ class Engine:
         reason = backend.unfit_layer()
         if reason is not None:
             raise Bypass(reason)
-        portable = self.options.environment == "portable"
         example = arguments.tensors[0] if arguments.tensors else None
-        environment = backend.environment(example, portable)
-        known = (state.structure, environment, form)
+        known = (state.structure, backend.environment(example, self._portable), form)
+        if known == self._known:
+            return self._about, state
         about = self._abouts.get(known)
         if about is None:
             about = self._describe(*known)
+        self._about, self._known = about, known
         return about, state
 
     def _describe(self, structure: bytes, environment: tuple[object, ...], form: bytes) -> bytes:

@@ -90,6 +90,8 @@ class OutputForm:
             for i, noted in enumerate(self.leaves)
             if noted[0] in ("torch", "numpy") and noted[2]
         ]
+        self.is_bare = form[:1] == b"x" and not self._orders and self.leaves[0][1] == ""
+        """Whether an output is its only leaf, on the device of the inputs."""
         plain = self._builder.is_plain and not self._orders
         self.unpack = self._builder.build if plain else self._unpack
 

@@ -22,6 +22,7 @@ from tensorkey._torch_rows import Rows
 
 __all__ = [
     "Rows",
+    "any_global_hook",
     "differentiated",
     "environment",
     "inference",
@@ -34,7 +35,7 @@ __all__ = [
 
 _C: Any = torch._C
 _functorch: Any = _C._functorch
-_any_global_hook: Any = nn.modules.module._has_any_global_hook
+any_global_hook: Any = nn.modules.module._has_any_global_hook
 _TENSOR_TYPES = (torch.Tensor, Parameter)
 
 # The guard is asked before every call: no attribute of a module is looked up twice.
@@ -107,7 +108,7 @@ def unfit_layer(fingerprint: Fingerprint) -> str | None:
         hooked = guard.hooked()
     if hooked:
         return "forward hooks inside the layer, which do not run on a hit: remove them"
-    if _any_global_hook():
+    if any_global_hook():
         return "global module hooks"
     return None
 

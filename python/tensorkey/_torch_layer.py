@@ -27,6 +27,7 @@ from tensorkey._frontend import Engine
 from tensorkey._options import Options, parsed
 from tensorkey._torch_backend import (
     Rows,
+    any_global_hook,
     environment,
     trainable,
     transform,
@@ -87,9 +88,10 @@ class _ModuleRows(Rows):
 
     def unfit_layer(self) -> str | None:
         """Return why the layer must run itself: hooks, weights that are being trained."""
-        if torch.is_grad_enabled() and trainable(self.fingerprint):
+        reason = unfit_layer(self.fingerprint)
+        if reason is None and torch.is_grad_enabled() and trainable(self.fingerprint):
             return _UNFROZEN
-        return unfit_layer(self.fingerprint)
+        return reason
 
     def environment(self, tensor: torch.Tensor | None, portable: bool) -> tuple[object, ...]:
         """Return what else the bits depend on, where the layer runs."""
@@ -243,7 +245,7 @@ class CachedLayer(Cached, nn.Module):
     # The call.
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """Run the layer alone where the cache is stepped aside for: at the price of a flag."""
+        """Answer, or run the layer alone, past what a module looks at before its forward."""
         own = self.__dict__
         if (
             not _is_dynamo_compiling()  # it follows into this function, and stops at foreign calls
@@ -252,9 +254,16 @@ class CachedLayer(Cached, nn.Module):
             and not own["_forward_pre_hooks"]
             and not own["_backward_hooks"]
             and not own["_backward_pre_hooks"]
-            and own["_core"].aside()
         ):
-            return target(own["inner"], own["_method"])(*inputs, **options)
+            if own["_core"].aside():
+                return target(own["inner"], own["_method"])(*inputs, **options)
+            if transform() is None and not any_global_hook():
+                start = perf_counter()
+                try:
+                    return own["_engine"].call(inputs, options, start)
+                except Bypass as bypass:
+                    reason = str(bypass)
+                return self._run_alone(inputs, options, reason)
         return super().__call__(*inputs, **options)
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
@@ -288,10 +297,7 @@ class CachedLayer(Cached, nn.Module):
         return self._run_inner(args, kwargs)
 
     def _reason_to_bypass(self) -> str | None:
-        reason = transform()
-        if reason is None and vars(self)["_core"].aside():
-            return "the cache is stepped aside for"
-        return reason
+        return transform()
 
     def _run_inner(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         own = self.__dict__

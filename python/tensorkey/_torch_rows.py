@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from tensorkey._history import Shape
 
 _cuda: Any = torch.cuda
-_DTYPES: dict[str, torch.dtype] = {}
+_EXAMPLES: dict[str, torch.Tensor] = {}  # their new_empty() knows dtype and device, fast
 
 
 class Rows:
@@ -62,10 +62,11 @@ class Rows:
 
     def allocate(self, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
         """Return a tensor on the host."""
-        kind = _DTYPES.get(dtype)
-        if kind is None:
-            kind = _DTYPES[dtype] = getattr(torch, dtype)
-        return torch.empty(shape, dtype=kind, device="cpu")
+        example = _EXAMPLES.get(dtype)
+        if example is None:
+            example = torch.empty(0, dtype=getattr(torch, dtype), device="cpu")
+            _EXAMPLES[dtype] = example
+        return example.new_empty(shape)
 
     def deliver(
         self,
@@ -83,6 +84,10 @@ class Rows:
         if like is not None and self.device is None:
             return memory if like.is_cpu else memory.to(like.device)
         return memory.to(self.device or self.home())
+
+    def is_home(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether the answer is to lie on the host."""
+        return self.device is None and bool(tensors) and tensors[0].is_cpu
 
     def home(self) -> torch.device:
         """Return where the layer is."""

@@ -101,22 +101,20 @@ class Trimmed:
         engine, backend = self._engine, self._engine.backend
         engine.assume(NOTE)
         gathered: list[Any] = []
-        last: Any = None
         for to, positions in self.groups():
             part = self.part(to, positions)
-            with engine.ask(part, None, Runner(engine, part), part.form) as answer:
-                last = form, leaves, memories = engine.read(answer)
-                tokens = engine.by_token(form, lambda to=to: self.by_token(to))
-                for i, (memory, leaf) in enumerate(zip(memories, leaves, strict=True)):
-                    dtype, shape, by_row = leaf
-                    if len(gathered) <= i:
-                        wanted = (len(self.lengths), *shape[1:]) if by_row else shape
-                        if tokens[i]:
-                            wanted = (*wanted[: self.dim], self.full, *wanted[self.dim + 1 :])
-                        gathered.append(backend.zeros(dtype, wanted) if by_row else memory)
-                    if by_row:
-                        lengths = [self.lengths[p] for p in positions] if tokens[i] else None
-                        backend.scatter(gathered[i], positions, memory, self.dim, lengths)
-                engine.done(answer, part, start)
-        form, leaves, _ = last
-        return engine.together(form, leaves, gathered, self._arguments)
+            answer = engine.ask(part, None, Runner(engine, part), part.form)
+            form = engine.form_of(answer)
+            tokens = engine.by_token(form, lambda to=to: self.by_token(to))
+            for i, (memory, leaf) in enumerate(zip(answer.memories, answer.leaves, strict=True)):
+                dtype, shape, by_row = leaf
+                if len(gathered) <= i:
+                    wanted = (len(self.lengths), *shape[1:]) if by_row else shape
+                    if tokens[i]:
+                        wanted = (*wanted[: self.dim], self.full, *wanted[self.dim + 1 :])
+                    gathered.append(backend.zeros(dtype, wanted) if by_row else memory)
+                if by_row:
+                    lengths = [self.lengths[p] for p in positions] if tokens[i] else None
+                    backend.scatter(gathered[i], positions, memory, self.dim, lengths)
+            engine.done(answer, part, start)
+        return engine.together(form, answer, gathered, self._arguments)
