@@ -23,6 +23,13 @@ def encoder():
     return layer.eval().requires_grad_(False)
 
 
+RECORDS = 2  # entries of a plan beside its rows: what the probe found, how outputs are made
+
+
+def rows_stored(cached):
+    return cached.stats.entries - RECORDS
+
+
 def same_bits(one, other):
     return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
@@ -263,7 +270,7 @@ def test_counters_add_up():
     assert (stats.lookups, stats.misses, stats.hits) == (53, 41, 12)
     assert stats.duplicates == 6
     assert stats.padded_rows == 24 + 31
-    assert stats.entries == 41
+    assert rows_stored(cached) == 41
     assert 0 < stats.bytes <= stats.bound
     assert stats.seconds_spent > 0
     assert stats.to_dict()["hits"] == 12
@@ -299,7 +306,7 @@ def test_an_exception_of_the_layer_passes_and_stores_nothing():
     x[63] = -1  # in the second chunk
     with pytest.raises(KeyError, match="negative"):
         cached(x)
-    assert cached.stats.entries == 32
+    assert rows_stored(cached) == 32
     cached(x[:63])
     assert cached.stats.misses == 32 + 64 + 63
 

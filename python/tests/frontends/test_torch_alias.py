@@ -84,7 +84,7 @@ def parametrized():
 
 def test_a_parametrized_layer_is_cached():
     layer = parametrized().requires_grad_(False)
-    cached = CachedLayer(layer)
+    cached = CachedLayer(layer, fingerprint="strict")
     x = torch.randn(32, 4)
     cached(x)
     assert torch.allclose(cached(x), layer(x), atol=1e-6)
@@ -111,7 +111,8 @@ def copies():
 def test_copies_have_own_weights_options_and_an_empty_cache(name):
     x = torch.randn(32, 16)
     secret = bytes(range(32))
-    cached = CachedLayer(encoder(), memory="1 MiB", chunk=32, scope="s", secret=secret)
+    options = {"memory": "1 MiB", "chunk": 32, "scope": "s", "fingerprint": "strict"}
+    cached = CachedLayer(encoder(), **options, secret=secret)
     expected = cached(x)
     twin = copies()[name](cached)
     assert twin.stats.entries == 0

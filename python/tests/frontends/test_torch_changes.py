@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
+import tensorkey as tk  # noqa: E402
 from tensorkey.testing import run_in_chunks  # noqa: E402
 from tensorkey.torch import CachedLayer  # noqa: E402
 
@@ -60,10 +61,18 @@ def changes():
     }
 
 
-@pytest.mark.parametrize("name", changes())
-def test_after_a_change_no_old_answer(name):
+# A guard sees these at once; the others the next strict check (test_torch_fingerprint.py).
+GUARDED = ("step", "copy_", "load", "assign", "replaced submodule", "replaced Parameter")
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [(name, "strict") for name in changes()]
+    + [(name, mode) for name in GUARDED for mode in ("auto", "guard")],
+)
+def test_after_a_change_no_old_answer(name, mode):
     layer = encoder()
-    cached = CachedLayer(layer)
+    cached = CachedLayer(layer, fingerprint=mode)
     x = torch.randn(32, 16)
     before = cached(x)
     kept = copy.deepcopy(layer.state_dict())
@@ -106,14 +115,18 @@ def test_the_environment_counts():
 
 
 def test_scopes_and_chunks_do_not_share():
-    x = torch.randn(32, 16)
-    layer = encoder()
-    engines = [CachedLayer(layer, scope=scope)._engine for scope in ("", "a", b"b")]
-    scopes = set()
-    for engine in engines:
-        engine.call((x,), engine.reading(), ("here",), 0.0)
-        scopes.add(engine._scope[1])
-    assert len(scopes) == 3
+    cache = tk.ActivationCache("16 MiB")
+    x, layer = torch.randn(32, 16), encoder()
+    chunks = {}
+    for hits in (0, 32):
+        for scope in ("", "a", b"b"):
+            for chunk in (32, 1):
+                cached = CachedLayer(layer, cache=cache, scope=scope, chunk=chunk)
+                cached(x)
+                assert (cached.stats.hits, cached.stats.misses) == (hits, 32 - hits)
+                chunks[chunk, hits] = cached.stats.chunk
+    # Who finds that others run one row at a time follows them.
+    assert chunks == {(32, 0): 32, (1, 0): 1, (32, 32): 1, (1, 32): 1}
 
 
 @torch.no_grad()
@@ -127,7 +140,8 @@ def test_any_interleaving_of_calls_and_changes_is_exact():
     for walk in range(4):
         layer = encoder()
         memory = source.choice(["1 GiB", "64 KiB"])
-        cached = CachedLayer(layer, chunk=32, memory=memory, bypass="never")
+        options = {"chunk": 32, "memory": memory, "bypass": "never"}
+        cached = CachedLayer(layer, fingerprint="strict", **options)
         x = torch.randn(60, 16)
         kept = [copy.deepcopy(layer.state_dict())]
         moves = list(changes().values())
