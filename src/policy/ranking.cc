@@ -51,9 +51,9 @@ double Ranking::now() const noexcept {
 
 void Ranking::advance(double accesses) noexcept {
   pending_ += accesses;
-  const double length = std::max(1.0, static_cast<double>(entries()) / kTicks);
+  const double length = std::max(1.0, static_cast<double>(entries()) * (1 / kTicks));
   if (pending_ < length) return;
-  const double ticks = std::floor(pending_ / length);
+  const double ticks = pending_ < 2 * length ? 1 : std::floor(pending_ / length);
   pending_ -= ticks * length;
   tick_ += static_cast<std::uint64_t>(ticks);
   clock_.store(static_cast<std::uint32_t>(tick_), std::memory_order_relaxed);

@@ -50,7 +50,8 @@ bool MemoryTier::expired(const Block& block) const noexcept {
 void MemoryTier::hit(Block& block) {
   policy_.touch(block.policy);
   const Request& request = block.policy.request;
-  if (policy_.sampled(request.hash) && !accesses_.add(request)) {
+  if (crowded_.load(std::memory_order_relaxed) && policy_.sampled(request.hash) &&
+      !accesses_.add(request)) {
     if (const std::unique_lock lock(mutex_, std::try_to_lock); lock) learn();
   }
   if (trace_.on()) [[unlikely]]
@@ -96,7 +97,7 @@ bool MemoryTier::read(const Key& key, std::span<std::byte> out) {
     std::memcpy(out.data(), block->data, block->bytes);
     policy_.touch(block->policy);
     request = block->policy.request;
-    wanted = policy_.sampled(request.hash);
+    wanted = crowded_.load(std::memory_order_relaxed) && policy_.sampled(request.hash);
   }
   lookups_.add(Lookup::kHit, 1);
   if (wanted && !accesses_.add(request)) {

@@ -114,6 +114,9 @@ class MemoryTier {
   std::vector<PolicyNode*> victims_;  // kept to save allocations
   std::vector<void*> places_;         // likewise
   std::size_t metadata_ = 0;          // bytes of the bound that are not in arena_
+  // Whether more than a quarter of the bound is taken. Before, there is nothing to choose between,
+  // and the policy is told of misses alone: learning from hits is most of what a hit costs.
+  std::atomic<bool> crowded_{false};
   std::size_t pinned_ = 0;
   std::size_t swept_ = 0;
   std::size_t coming_ = 0;       // reserved, not yet published

@@ -28,6 +28,8 @@ Block* MemoryTier::reserve(const Key& key, std::size_t bytes, double seconds) {
   if (ttl_ != 0) sweep();
   collect();
   count_metadata();
+  const std::size_t taken = metadata_ + arena_->held();
+  crowded_.store(taken > bound_ / 4, std::memory_order_relaxed);
   const std::size_t size = arena_->rounded(bytes);
   // While the index grows, the old one is there too.
   const std::size_t growth = table_.growth(coming_ + 1);
