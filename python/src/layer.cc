@@ -269,9 +269,9 @@ Answer answer(Engine& self, const nb::sequence& tensors, const nb::sequence& pat
   call.pending = pending.has_value();
   call.epoch = pending;
   call.vouched = vouched;
-  PythonRunner lent(runner);
   try {
     Answer result{[&] {
+                    PythonRunner lent(runner);  // at its end there is the GIL again
                     const MaybeReleaseGil release(self.stores ? kReleaseGilBytes : rows.bytes());
                     return self.core.answer(call, lent);
                   }(),

@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tensorkey import _explain, _import, _precompute, _tables
+from tensorkey import _core, _explain, _import, _precompute, _tables, errors
+from tensorkey._backend import Bypass
 from tensorkey._cache import ActivationCache
 from tensorkey._own_keys import Id, KeyedLayer, checked_ids
 from tensorkey._stats import LayerStats
@@ -70,7 +71,7 @@ class Cached:
         Raises
         ------
         tensorkey.errors.Unsupported
-            For an id of another type.
+            For an id of another type, such as bool; for a layer with ``trim=``.
 
         Examples
         --------
@@ -85,11 +86,26 @@ class Cached:
         >>> encoder.missing(names + ["c.png"])
         [3]
         """
-        return KeyedLayer(self._engine, self._run_alone, checked_ids(ids))
+        if self._options.trim is not None:
+            raise errors.Unsupported(
+                "[with_keys] the layer has trim=, which makes keys of a row's content; wrap it "
+                "without trim= for keys of your own"
+            )
+        return KeyedLayer(self, checked_ids(ids))
 
     def missing(self, ids: Sequence[Id]) -> list[int]:
-        """Return the positions of ids whose rows would have to be run; of equal ones the first."""
-        return self._engine.missing(checked_ids(ids))
+        """Return the positions of ids whose rows would have to be run; of equal ones the first.
+
+        Under the weights of now, and for calls whose arguments are tensors with rows alone. Nothing
+        is run or counted. All positions, if the call would run without the cache.
+        """
+        checked = checked_ids(ids)
+        if not checked or self._standing_aside() is not None:
+            return list(range(len(checked)))
+        try:
+            return self._engine.missing(checked)
+        except Bypass:
+            return list(range(len(checked)))
 
     def explain(self, *args: Any, **kwargs: Any) -> _explain.Explanation:
         """Say for each row of a batch whether it would be a hit, and if not, why not.
@@ -115,7 +131,7 @@ class Cached:
         2 rows: hit
         2 rows: never seen
         """
-        return _explain.explain(self._engine, self._reason_to_bypass, args, kwargs)
+        return _explain.explain(self._engine, self._standing_aside(), args, kwargs)
 
     def precompute(
         self,
@@ -252,10 +268,31 @@ class Cached:
         chunk = self._options.chunk if stats.chunk is None else stats.chunk
         return f"cache={self.cache!r}, chunk={chunk!r}, probe={stats.probe!r}"
 
+    def _standing_aside(self) -> str | None:
+        """Return why a call now would run the layer alone, whatever its arguments; counts nothing.
+
+        While bypass="auto" steps aside a few calls go through the cache all the same.
+        """
+        core = self._engine.core
+        if _core.is_disabled():
+            return "tensorkey.disabled(), or TENSORKEY_DISABLE is set"
+        if core.mode == "always":
+            return "bypass='always'"
+        reason = self._reason_to_bypass()
+        if reason is None and core.mode == "auto":
+            decision = str(core.stats()["decision"])
+            reason = f"bypass='auto' {decision}" if decision.startswith("stepped aside") else None
+        return reason
+
     def _run_alone(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> Any:
         """Run the layer without the cache, and count why."""
+        self._engine.core.bypass(reason)
+        return self._run_inner(args, kwargs)
+
+    def _run_inner(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the layer as if there were no cache."""
         raise NotImplementedError
 
     def _reason_to_bypass(self) -> str | None:
-        """Return why a call would not even look at its arguments now."""
+        """Return why a call would not even look at its arguments now; counts nothing."""
         raise NotImplementedError

@@ -29,12 +29,13 @@ from tensorkey._adapters import OutputAdapter
 from tensorkey._backend import Backend, Bypass
 from tensorkey._encoding import plain
 from tensorkey._fingerprint import Fingerprint, State
-from tensorkey._history import History
+from tensorkey._history import History, shape_of
 from tensorkey._inputs import Signature
 from tensorkey._layer_runner import Batch, FetchingRunner, Nothing, Runner
 from tensorkey._options import Options
 from tensorkey._outputs import OutputForm, output_form
 from tensorkey._own_keys import Id
+from tensorkey._padding import HINT, PaddingWatch
 from tensorkey._sizes import format_bytes
 from tensorkey._stats import LayerStats
 from tensorkey._trim import Trimmed
@@ -78,13 +79,21 @@ class Engine:
         self._before = ("tensorkey about", 1, backend.name, method_name, options.rows, options.trim)
         self._after = (scope.encode() if isinstance(scope, str) else scope, codec)
         self._abouts: dict[tuple[bytes, tuple[object, ...], bytes], bytes] = {}
-        self._forms: dict[bytes, OutputForm] = {}
-        self._by_token: dict[bytes, list[bool]] = {}
+        self.forms: dict[bytes, OutputForm] = {}
+        self.token_leaves: dict[tuple[bytes, bytes], list[bool]] = {}
+        """With trim=: by forms of output and arguments, which leaves have a length."""
+        self.unfit_lengths: set[int] = set()
+        """Canonical ones that the layer does not take."""
+        self.trim_runs = 0
+        """Of single rows, to find out about leaves."""
+        self.failures: dict[bytes, str] = {}
+        """By what rows are looked up under: why the last call came to nothing."""
         self._last: tuple[bytes, bytes] = (b"", b"")
         self._portable = options.environment == "portable"
         self._known: tuple[bytes, tuple[object, ...], bytes] = (b"", (), b"")
         self._about = b""
-        self.history = History()
+        self.history = History(getattr(backend, "environment_names", ()))
+        self._padding = PaddingWatch()
         self._assumptions: dict[str, None] = {}
         self.cache.settle_before_flush(self)
 
@@ -149,13 +158,17 @@ class Engine:
         return output
 
     def answer_stored(
-        self, ids: Sequence[Id], runner: Runner, use: Callable[[OutputForm, list[Any]], Any]
+        self,
+        ids: Sequence[Id],
+        runner: Runner,
+        use: Callable[[OutputForm, _core.LayerAnswer, list[Any]], Any],
     ) -> Any:
         """Read rows by the caller's own keys; the runner has answers of its own, or none."""
         start = perf_counter()
         answer = self.ask(runner.arguments, ids, runner, b"", vouched=True)
         form = self.form_of(answer)
-        result = use(form, self._delivered(form, answer, answer.memories, runner.arguments))
+        leaves = self._delivered(form, answer, answer.memories, runner.arguments)
+        result = use(form, answer, leaves)
         self.done(answer, runner.arguments, start)
         return result
 
@@ -174,7 +187,7 @@ class Engine:
             self._last = (about, state.weights)
             self.history.called(about, state.weights)
         try:
-            return self.core.answer(
+            answer = self.core.answer(
                 self.members(arguments) if ids is None else (),
                 arguments.paths if ids is None else (),
                 ids,
@@ -186,11 +199,33 @@ class Engine:
                 runner,
                 self.backend.allocate,
             )
-        except Bypass:
+        except Bypass as bypass:
+            self._fail(about, str(bypass))
             raise
         except Exception as error:
             self.core.error(type(error).__name__)
+            if isinstance(error, errors.Error):
+                self._fail(about, str(error))
             raise
+        if self.failures:
+            self.failures.pop(about, None)
+        return answer
+
+    def _fail(self, about: bytes, why: str) -> None:
+        if len(self.failures) >= _MAX_ABOUTS:
+            self.failures.clear()
+        self.failures[about] = why
+
+    def ran(self, arguments: Batch, positions: Sequence[int]) -> None:
+        """Note rows that are run, for what explain() and the hints say."""
+        self.history.shaped(shape_of(self.members(arguments)))
+        tensors = arguments.tensors
+        if self._padding.is_full or self.whole or self.options.trim is not None:
+            return
+        if tensors and len(tensors[0].shape) == 2:
+            rows = getattr(self.backend, "integers", lambda tensor: None)(tensors[0])
+            if rows is not None:
+                self._padding.observe(rows, positions)
 
     def members(self, arguments: Batch) -> list[Any]:
         """Return the tensors whose rows have keys."""
@@ -201,11 +236,11 @@ class Engine:
     def form_of(self, answer: _core.LayerAnswer) -> OutputForm:
         """Return how the layer's output is made of its leaves."""
         encoded = answer.form
-        form = self._forms.get(encoded)
+        form = self.forms.get(encoded)
         if form is None:
-            if len(self._forms) >= _MAX_FORMS:
-                self._forms.clear()
-            self._forms[encoded] = form = output_form(encoded)
+            if len(self.forms) >= _MAX_FORMS:
+                self.forms.clear()
+            self.forms[encoded] = form = output_form(encoded)
         return form
 
     def output(self, answer: _core.LayerAnswer, arguments: Batch) -> Any:
@@ -242,17 +277,11 @@ class Engine:
             copied += self.backend.device_bytes(tensor)
         if copied:
             self.core.host_copy(answer.rows, copied)
-        if answer.finish(perf_counter() - start):
+        self.history.clock = now = perf_counter()
+        if answer.finish(now - start):
             self.fingerprint.observe(answer.seconds_layer)
             if answer.deviation[0]:
                 self._look_at(answer.deviation)
-
-    def by_token(self, form: OutputForm, find: Callable[[], list[bool]]) -> list[bool]:
-        """Return for each leaf whether it has a length, found out once."""
-        known = self._by_token.get(form.encoded)
-        if known is None:
-            known = self._by_token[form.encoded] = find()
-        return known
 
     def about(self, arguments: Batch, form: bytes) -> tuple[bytes, State]:
         """Return what the answer depends on besides rows and weights, and the layer's state.
@@ -367,12 +396,17 @@ class Engine:
     def reset_stats(self) -> None:
         """Set the counters to zero, those of a cache of its own too."""
         self.core.reset()
+        self.trim_runs = 0
+        self._padding = PaddingWatch()
         if self.options.cache is None:
             self.cache.reset_stats()
 
     def stats(self) -> LayerStats:
         """Return a snapshot."""
         counts: dict[str, Any] = self.core.stats()
+        counts["probe_runs"] += self.trim_runs
+        if self._padding.rows:
+            counts["hints"].append(HINT)
         return LayerStats(
             **counts,
             codec=self.options.codec,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import NamedTuple
-
-from tensorkey._fingerprint import State
+from collections.abc import Iterator, Sequence
+from time import perf_counter
+from typing import Any, NamedTuple
 
 _MOST = 32
 
@@ -27,14 +26,39 @@ Shape = tuple[tuple[str, tuple[int, ...]], ...]
 """Name of the dtype and shape of a row, for each tensor."""
 
 
-class History:
-    """The last calls that differ, the latest last."""
+def shape_of(tensors: Sequence[Any]) -> Shape:
+    """Return what rows of these tensors look like.
 
-    def __init__(self) -> None:
+    Examples
+    --------
+    >>> import numpy
+    >>> shape_of([numpy.zeros((3, 8), "float32")])
+    (('float32', (8,)),)
+    """
+    return tuple((_name(tensor.dtype), tuple(tensor.shape[1:])) for tensor in tensors)
+
+
+def _name(dtype: Any) -> str:
+    return getattr(dtype, "name", None) or str(dtype).rpartition(".")[2]
+
+
+class History:
+    """The last calls that differ, the latest last.
+
+    Parameters
+    ----------
+    names
+        Of what is in an environment, for people.
+    """
+
+    def __init__(self, names: Sequence[str] = ()) -> None:
+        self._names = names
         self._calls: dict[tuple[bytes, bytes], Seen] = {}
         self._parts: dict[bytes, tuple[bytes, tuple[object, ...], bytes]] = {}
         self.shapes: dict[Shape, None] = {}
-        """Of rows that were looked up."""
+        """Of rows that were run."""
+        self.clock = perf_counter()
+        """perf_counter() at the end of the last call."""
 
     def describe(
         self, about: bytes, structure: bytes, environment: tuple[object, ...], form: bytes
@@ -45,7 +69,8 @@ class History:
         self._parts[about] = (structure, environment, form)
 
     def called(self, about: bytes, weights: bytes) -> None:
-        """Note a call; REQUIRES that it differs from the last one."""
+        """Note a call that differs from the last one."""
+        self._date()
         parts = self._parts.get(about)
         if parts is None:
             return
@@ -54,20 +79,28 @@ class History:
         while len(self._calls) > _MOST:
             self._calls.pop(next(iter(self._calls)))
 
+    def _date(self) -> None:
+        """Note when calls like the last one were."""
+        if self._calls:
+            place, seen = self._calls.popitem()
+            when = time.time() - (perf_counter() - self.clock)
+            self._calls[place] = seen._replace(when=max(when, seen.when))
+
     def shaped(self, shape: Shape) -> None:
         """Note what rows look like."""
         if len(self.shapes) < _MOST:
             self.shapes[shape] = None
 
-    def about(self, about: bytes, state: State) -> Iterator[tuple[Seen, str]]:
+    def others(self, about: bytes, weights: bytes, form: bytes) -> Iterator[tuple[Seen, str]]:
         """Yield calls under something else than this, the nearest first, and how they differ."""
         from tensorkey._explain import told
 
         parts = self._parts.get(about)
         if parts is None:
             return
-        now = Seen(about, state.weights, *parts, time.time())
-        others = [seen for key, seen in self._calls.items() if key != (about, state.weights)]
+        self._date()
+        now = Seen(about, weights, *parts, time.time())
+        others = [seen for place, seen in self._calls.items() if place != (about, weights)]
 
         def distance(seen: Seen) -> tuple[int, float]:
             apart = (
@@ -78,4 +111,4 @@ class History:
             return sum(apart), -seen.when
 
         for seen in sorted(others, key=distance):
-            yield seen, told(seen, now)
+            yield seen, told(seen, now, self._names)

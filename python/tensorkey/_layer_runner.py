@@ -58,6 +58,9 @@ class Layer(Protocol):
     whole: bool
     """Whether the whole input is one row."""
 
+    def ran(self, arguments: Batch, positions: Sequence[int]) -> None:
+        """Note rows that are run."""
+
 
 class Runner:
     """Runs a layer on rows of the caller's arguments."""
@@ -76,6 +79,7 @@ class Runner:
 
     def run(self, positions: list[int]) -> Output:
         """Run the layer on copies of these rows."""
+        self._layer.ran(self.arguments, positions)
         return self._run(self.arguments, positions)
 
     def _run(self, arguments: Batch, positions: list[int]) -> Output:
@@ -107,7 +111,11 @@ class Runner:
     def input_keys(self, positions: list[int]) -> list[_core.Key]:
         """Return content keys of rows, for entries under the caller's own keys."""
         arguments = self.arguments
-        tensors = self._layer.backend.take(arguments.tensors, positions)
+        backend = self._layer.backend
+        if self._layer.whole:
+            tensors = [backend.lift(tensor) for tensor in arguments.tensors]
+        else:
+            tensors = backend.take(arguments.tensors, positions)
         keys = _core.tuple_row_keys(dict(zip(arguments.paths, tensors, strict=True)))
         return [keys[i] for i in range(len(positions))]
 

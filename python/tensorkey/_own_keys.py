@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -31,20 +31,35 @@ def checked_ids(ids: Iterable[Any]) -> list[Id]:
     ['a.png', b'b', 3]
     """
     if isinstance(ids, (str, bytes)):
-        raise errors.Unsupported(
-            f"[with_keys] ids is a {type(ids).__name__}; expected a sequence with one id a row"
-        )
-    to_list: Callable[[], list[Any]] | None = getattr(ids, "tolist", None)
-    given = list(ids) if to_list is None else to_list()
-    return [_checked(given[i], i) for i in range(len(given))]
+        raise _no_sequence(ids)
+    to_list: Any = getattr(ids, "tolist", None)
+    try:
+        given = list(ids if to_list is None else to_list())
+    except TypeError:
+        raise _no_sequence(ids) from None
+    return [_checked(one, position) for position, one in enumerate(given)]
+
+
+def _no_sequence(ids: Any) -> errors.Unsupported:
+    return errors.Unsupported(
+        f"[with_keys] ids is a {type(ids).__name__}; expected a sequence with one id a row"
+    )
 
 
 def _checked(one: Any, position: int) -> Id:
-    if isinstance(one, (str, bytes)):
-        return one if type(one) in (str, bytes) else (str if isinstance(one, str) else bytes)(one)
-    if type(one) is int:
-        return one
-    if not isinstance(one, bool) and type(one).__name__ not in ("bool_", "bool"):
+    if isinstance(one, str):
+        try:
+            one.encode()
+        except UnicodeEncodeError:
+            raise errors.Unsupported(
+                f"[with_keys] id {position} is no Unicode text: {one!r}; use os.fsencode() for "
+                "file names"
+            ) from None
+        return str(one)
+    if isinstance(one, bytes):
+        return bytes(one)
+    # A tensor of bool has an index, bool itself is an int.
+    if not isinstance(one, bool) and not str(getattr(one, "dtype", "")).endswith("bool"):
         try:
             return operator.index(one)
         except TypeError:
@@ -78,17 +93,26 @@ class KeyedLayer:
         """
         start = perf_counter()
         layer, ids = self._layer, self._ids
-        fetch = inputs[0] if len(inputs) == 1 and not kwargs and _is_function(inputs[0]) else None
+        fetch = inputs[0] if len(inputs) == 1 and not kwargs and is_function(inputs[0]) else None
         reason = layer._reason_to_bypass()
-        if reason is None:
+        aside = reason is None and layer._engine.core.aside()  # counts it
+        if reason is None and not aside:
             try:
                 return layer._engine.call_with_keys(ids, fetch, inputs, kwargs, start)
             except Bypass as bypass:
                 reason = str(bypass)
         if fetch is not None:
             inputs, kwargs = arguments_of(fetch(list(range(len(ids)))))
-        return layer._run_alone(inputs, kwargs, reason)
+        if aside:
+            return layer._run_inner(inputs, kwargs)
+        return layer._run_alone(inputs, kwargs, reason or "")
 
 
-def _is_function(value: Any) -> bool:
+# torch.compile leaves a graph for the lookup, as it does for the layer's own call.
+_call: Any = KeyedLayer.__call__
+_call._torchdynamo_disable = True
+
+
+def is_function(value: Any) -> bool:
+    """Whether this is a function that gives inputs, no tensor."""
     return callable(value) and not hasattr(value, "shape")

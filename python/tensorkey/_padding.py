@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-_MOST = 4096
+_MOST = 4096  # texts
 HINT = (
     "rows that differ only in their trailing padding were run again: the same text has other keys "
-    "in a batch of another length; trim=('attention_mask', 1) would make them hits"
+    "in a batch of another length; trim=, such as trim=('attention_mask', 1), makes them hits"
 )
 
 
 class PaddingWatch:
-    """Remembers missing rows of integers without their trailing run of one value.
+    """Remembers missing rows of integers as they are and without their trailing run of one value.
 
     Examples
     --------
     >>> import numpy
     >>> watch = PaddingWatch()
-    >>> watch.observe([numpy.array([[7, 8, 0]])], [0])
-    >>> watch.observe([numpy.array([[7, 8, 0, 0]])], [0])
+    >>> watch.observe(numpy.array([[7, 8]]), [0])
+    >>> watch.observe(numpy.array([[7, 8, 0, 0]]), [0])
     >>> watch.rows
     1
     """
@@ -28,30 +28,32 @@ class PaddingWatch:
     def __init__(self) -> None:
         self.rows = 0
         """Rows that were there already, at another length."""
-        self._seen: dict[bytes, int] = {}
+        self._lengths: dict[bytes, int] = {}
 
-    def observe(self, tensors: Sequence[Any], positions: Sequence[int]) -> None:
+    @property
+    def is_full(self) -> bool:
+        """Whether no more rows are looked at: the first some thousand tell."""
+        return len(self._lengths) >= _MOST
+
+    def observe(self, batch: Any, positions: Sequence[int]) -> None:
         """Look at rows that are run.
 
         Parameters
         ----------
-        tensors
-            Arrays of integers of rank 2, of one batch: what else there is should be left out.
+        batch
+            An array of integers, of rank 2.
         positions
             Of the rows.
         """
-        if not tensors or len(self._seen) >= _MOST:
+        import numpy
+
+        length = batch.shape[1]
+        if length < 2 or self.is_full:
             return
-        first = tensors[0]
-        length = first.shape[1]
-        for position in dict.fromkeys(positions):
-            row = first[position]
-            if length < 2:
-                continue
-            kept = length
-            while kept > 1 and row[kept - 1] == row[length - 1]:
-                kept -= 1
-            text = row[:kept].tobytes()
-            seen = self._seen.setdefault(text, length)
-            if seen != length:
-                self.rows += 1
+        rows = numpy.ascontiguousarray(batch[list(dict.fromkeys(positions))])
+        others = rows[:, ::-1] != rows[:, -1:]
+        kept = numpy.where(others.any(1), length - others.argmax(1), 1)
+        for row, end in zip(rows, kept.tolist(), strict=True):
+            texts = (row.tobytes(), row[:end].tobytes())
+            lengths = [self._lengths.setdefault(text, length) for text in texts]
+            self.rows += any(other != length for other in lengths)

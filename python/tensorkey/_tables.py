@@ -2,71 +2,115 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tensorkey import errors
-from tensorkey._layer_runner import Nothing, Runner
+from tensorkey._backend import Bypass
+from tensorkey._layer_runner import Nothing, Output, Runner
 from tensorkey._own_keys import Id
 
 if TYPE_CHECKING:
+    from tensorkey import _core
     from tensorkey._frontend import Engine
+    from tensorkey._outputs import OutputForm
 
 
 class _Absent(Runner):
     """Stands where a layer would be run: everything must be there."""
 
-    def __init__(self, engine: Engine, ids: Sequence[Id]) -> None:
+    def __init__(self, engine: Engine, where: str, ids: Sequence[Id]) -> None:
         super().__init__(engine, Nothing())
-        self._ids = ids
+        self._where, self._ids = where, ids
 
     def prepare(self, positions: list[int]) -> None:
-        raise _missing(self._ids, positions)
+        """Refuse to run rows."""
+        raise _missing(self._where, self._ids, positions)
+
+    def run(self, positions: list[int]) -> Output:
+        """Refuse to run rows."""
+        raise _missing(self._where, self._ids, positions)
 
 
-def _missing(ids: Sequence[Id], positions: Sequence[int]) -> errors.MissingKey:
+def _missing(where: str, ids: Sequence[Id], positions: Sequence[int]) -> errors.MissingKey:
     shown = ", ".join(repr(ids[i]) for i in positions[:3]) + (", ..." if len(positions) > 3 else "")
     return errors.MissingKey(
-        f"[to_table] {len(positions)} of {len(ids)} rows are not in the cache: {shown}; "
+        f"[{where}] {len(positions)} of {len(ids)} rows are not in the cache: {shown}; "
         "precompute() them first, under these weights"
     )
 
 
+def _stored(engine: Engine, where: str, ids: Sequence[Id], use: Any) -> Any:
+    if not ids:
+        raise errors.InvalidArgument(f"[{where}] no keys; expected at least one")
+    if engine.whole and len(ids) > 1:
+        raise errors.InvalidArgument(
+            f"[{where}] {len(ids)} keys of whole batches; expected one, as rows='batch'"
+        )
+    try:
+        absent = engine.missing(ids)
+        if absent:
+            raise _missing(where, ids, absent)
+        return engine.answer_stored(ids, _Absent(engine, where, ids), use)
+    except Bypass as bypass:
+        raise errors.Unsupported(f"[{where}] the layer runs without the cache: {bypass}") from None
+
+
 def to_table(engine: Engine, ids: Sequence[Id]) -> Any:
     """Return the outputs for these ids as one batch."""
-    _check(engine, ids)
-    return engine.answer_stored(
-        ids, _Absent(engine, ids), lambda form, tensors: form.unpack(tensors)
-    )
 
+    def unpack(form: OutputForm, answer: _core.LayerAnswer, tensors: list[Any]) -> Any:
+        output = form.unpack(tensors)
+        return output if engine.adapter is None else engine.adapter.from_tensors(output)
 
-def _check(engine: Engine, ids: Sequence[Id]) -> None:
-    if not ids:
-        raise errors.InvalidArgument("[to_table] no keys; expected at least one")
-    absent = engine.missing(ids)
-    if absent:
-        raise _missing(ids, absent)
+    return _stored(engine, "to_table", ids, unpack)
 
 
 def to_safetensors(engine: Engine, path: str | os.PathLike[str], ids: Sequence[Id]) -> int:
     """Write the outputs for these ids into a file."""
+    names = {one: _name(one) for one in ids}
+    if len(set(names.values())) < len(names):
+        raise errors.InvalidArgument(
+            "[to_safetensors] two keys have one name in a file, such as 1 and '1'; expected keys "
+            "of one type"
+        )
+    save = safetensors(engine, "to_safetensors").save_file
+
+    def collect(form: OutputForm, answer: _core.LayerAnswer, tensors: list[Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for number, (tensor, leaf) in enumerate(zip(tensors, answer.leaves, strict=True)):
+            rows = engine.backend.host_rows(tensor) if leaf[2] else ()
+            for one, row in zip(ids, rows, strict=bool(leaf[2])):
+                found[names[one] if len(tensors) == 1 else f"{names[one]}/{number}"] = row
+        return found
+
+    found = _stored(engine, "to_safetensors", ids, collect)
+    save(found, os.fspath(path))
+    return len(found)
+
+
+def _name(one: Id) -> str:
+    if not isinstance(one, bytes):
+        return str(one)
     try:
-        from safetensors.numpy import save_file
+        return one.decode()
+    except UnicodeDecodeError:
+        raise errors.InvalidArgument(
+            f"[to_safetensors] the key {one!r} is no UTF-8 text, as names in a file are"
+        ) from None
+
+
+def safetensors(engine: Engine, where: str) -> Any:
+    """Return the module of safetensors for the layer's framework."""
+    backend = engine.backend
+    framework = getattr(backend, "files", None)
+    if framework is None:
+        raise errors.Unsupported(f"[{where}] there are no files for {backend.name}")
+    try:
+        return importlib.import_module(f"safetensors.{framework}")
     except ImportError:
         raise errors.Unsupported(
-            "[to_safetensors] the package safetensors is not installed: pip install safetensors"
+            f"[{where}] the package safetensors is not installed: pip install safetensors"
         ) from None
-    _check(engine, ids)
-    named: dict[str, Any] = {}
-
-    def collect(form: Any, tensors: Sequence[Any]) -> None:
-        for number, tensor in enumerate(tensors):
-            rows = engine.backend.to_numpy(tensor)
-            for i, one in enumerate(ids):
-                name = one.decode("utf-8", "replace") if isinstance(one, bytes) else str(one)
-                named[name if len(tensors) == 1 else f"{name}/{number}"] = rows[i].copy()
-
-    engine.answer_stored(ids, _Absent(engine, ids), collect)
-    save_file(named, os.fspath(path))
-    return len(named)

@@ -57,6 +57,10 @@ class Rows:
         with tf.device(device):
             return tf.convert_to_tensor(memory.view(kind).reshape(shape))
 
+    def is_home(self, tensors: Sequence[Any]) -> bool:
+        """Never: the answer lies in an array of bytes."""
+        return False
+
     def device_bytes(self, tensor: Any) -> int:
         """Return the bytes that reading a tensor copies from a device; 0 on the CPU."""
         if not isinstance(tensor, tf.Tensor) or "CPU" in tensor.device:

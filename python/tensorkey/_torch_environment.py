@@ -77,19 +77,29 @@ def environment(tensor: torch.Tensor, portable: bool = False) -> tuple[object, .
     >>> environment(torch.ones(1), portable=True)[4:7]
     ('', '', 0)
     """
+    global _last
     device = tensor.device
     if device != _CPU and device.type != "cpu":  # the first alone is quick
         return _accelerator(device, portable)
-    return (
+    now = (0 if portable else _num_threads(), *_switches("cpu", "mkldnn"))
+    then, told = _last
+    if now == then:  # each call asks
+        return told
+    told = (
         _BASE,
         "eager",
         "cpu",
         _MACHINE,
         "" if portable else _capability(),
         "" if portable else cpu_model(),
-        0 if portable else _num_threads(),
-        *_common("cpu", "mkldnn"),
+        now[0],
+        *_described(now[1:]),
     )
+    _last = (now, told)
+    return told
+
+
+_last: tuple[tuple[Any, ...], tuple[object, ...]] = ((), ())
 
 
 @functools.cache
@@ -125,15 +135,20 @@ def _device_name(index: int) -> str:
     return torch.cuda.get_device_name(index)
 
 
-def _common(kind: str, backend: str) -> tuple[object, ...]:
-    matmul, conv, rnn = _fp32(backend, "matmul"), _fp32(backend, "conv"), _fp32(backend, "rnn")
+def _described(switches: tuple[Any, ...]) -> tuple[object, ...]:
+    *precisions, deterministic, autocast, dtype = switches[:6]
+    precise = (_PRECISE.get(precision, precision) for precision in precisions)
+    return (*precise, deterministic, str(autocast or ""), str(dtype), *switches[6:])
+
+
+def _switches(kind: str, backend: str) -> tuple[Any, ...]:
     return (
-        _PRECISE.get(matmul, matmul),
-        _PRECISE.get(conv, conv),
-        _PRECISE.get(rnn, rnn),
+        _fp32(backend, "matmul"),
+        _fp32(backend, "conv"),
+        _fp32(backend, "rnn"),
         _is_deterministic(),
-        str(_autocast_dtype(kind)) if _is_autocast(kind) else "",
-        str(_default_dtype()),
+        _autocast_dtype(kind) if _is_autocast(kind) else None,
+        _default_dtype(),
         _mkldnn(),
         _nnpack(),
         _flash(),
@@ -153,7 +168,7 @@ def _accelerator(device: torch.device, portable: bool) -> tuple[object, ...]:
         f"{torch.version.cuda}",
         _device_name(device.index or 0),
         0 if portable else _num_threads(),
-        *_common(kind, "cuda"),
+        *_described(_switches(kind, "cuda")),
         torch.backends.cudnn.enabled,
         torch.backends.cudnn.benchmark,
         torch.backends.cudnn.deterministic,

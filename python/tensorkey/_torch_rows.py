@@ -101,18 +101,33 @@ class Rows:
 
     # For trim=.
 
-    def lengths(self, mask: torch.Tensor, dim: int) -> list[int]:
-        """Return for each row one more than the place of its last entry that is not zero."""
-        there = mask.detach().movedim(dim, 1).reshape(mask.shape[0], mask.shape[dim], -1) != 0
-        places = torch.arange(1, mask.shape[dim] + 1, device=mask.device)
-        found: list[int] = (there.any(2) * places).amax(1).tolist()
+    def ends(self, mask: torch.Tensor, dim: int) -> list[int] | None:
+        """Return for each row one more than the place of its last entry that is not zero.
+
+        0 for a row that begins with zero: it is padded on the left, or empty. None for a mask of
+        zeros and large negative numbers.
+        """
+        mask = mask.detach()
+        if not mask.numel():
+            return [0] * mask.shape[0]
+        if mask.is_floating_point() and bool((mask < 0).any()):
+            return None
+        there = (mask.movedim(dim, 1).flatten(2) if mask.dim() > 2 else mask[..., None]) != 0
+        there = there.any(2)
+        places = torch.arange(1, there.shape[1] + 1, device=mask.device)
+        found: list[int] = ((there * places).amax(1) * there[:, 0]).tolist()
         return found
+
+    def picked(self, tensor: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        """Copy rows, where the tensor is."""
+        index = torch.tensor(rows, dtype=torch.int64, device=tensor.device)
+        return tensor.detach().index_select(0, index)
 
     def trimmed(
         self, tensor: torch.Tensor, rows: Sequence[int], lengths: Sequence[int], dim: int, to: int
     ) -> torch.Tensor:
         """Copy rows, cut or padded to a length, zeros behind each row's own."""
-        [part] = self.take([tensor], rows)
+        part = self.picked(tensor, rows)
         full = part.shape[dim]
         if full > to:
             part = part.narrow(dim, 0, to)
@@ -148,15 +163,39 @@ class Rows:
         """Return memory on the host as allocate() does, all zero."""
         return self.allocate(dtype, shape).zero_()
 
-    # For files and explanations.
+    # For files, hints and explanations.
 
-    def to_numpy(self, tensor: torch.Tensor) -> Any:
-        """Return the elements as an array; bfloat16 and the like are not NumPy's."""
-        return tensor.detach().cpu().numpy()
+    environment_names = (
+        *("PyTorch", "mode", "device", "machine", "CPU capability or CUDA", "CPU or GPU model"),
+        *("threads", "matmul precision", "convolution precision", "RNN precision"),
+        *("deterministic algorithms", "autocast", "default dtype", "oneDNN", "NNPACK"),
+        *("flash attention", "plain attention", "fused encoder layers", "denormals flushed"),
+    )
+    """Of the entries of environment(), for people."""
+
+    def integers(self, tensor: torch.Tensor) -> Any:
+        """Return integers on the host as an array; None for other tensors, or without NumPy."""
+        if tensor.device.type != "cpu" or tensor.is_floating_point() or tensor.is_complex():
+            return None
+        try:
+            return tensor.detach().numpy()
+        except (RuntimeError, TypeError):
+            return None
+
+    files = "torch"
+    """Whose tensors safetensors reads and writes: NumPy has no bfloat16."""
 
     def from_numpy(self, array: Any) -> torch.Tensor:
-        """Return a copy as a tensor on the host."""
-        return torch.from_numpy(array.copy())
+        """Return a copy as a tensor on the host; TypeError for a dtype that is not PyTorch's."""
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C", copy=True))
+
+    def stack(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return tensors of one dtype and shape as the rows of one."""
+        return torch.stack([*tensors])
+
+    def host_rows(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """Return a copy of each row, on the host."""
+        return [row.clone() for row in tensor.detach().cpu().unbind()]
 
     def variants(
         self, tensors: Sequence[torch.Tensor], shapes: Iterable[Shape]

@@ -25,6 +25,8 @@ from tensorkey.torch import CachedLayer  # noqa: E402
 CALLS = collections.Counter()
 HOOKS = {}
 
+RECORDS = 2  # entries of a plan beside its rows: what the probe found, how outputs are made
+
 
 class Scale(nn.Module):
     """x times a factor."""
