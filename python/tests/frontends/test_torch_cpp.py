@@ -178,7 +178,7 @@ def test_weights_of_a_script_by_hand(script):
 def of_python(layer: CachedLayer) -> tuple[int, int, str]:
     with torch.no_grad():
         output = layer(rows())
-    layer.flush()
+    layer.cache.flush()
     assert layer.stats.hits + layer.stats.misses == len(rows())
     return layer.stats.hits, layer.stats.misses, bytes(output.contiguous().view(-1).numpy()).hex()
 
