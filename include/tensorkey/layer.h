@@ -14,7 +14,8 @@
 //   ("tensorkey layer", 2, about, weights, chunk)
 //
 // `about` is the digest of what the answer depends on besides rows and weights: frontend, method,
-// code, environment, plain arguments; `weights` that of the contents of parameters and buffers.
+// code, environment, plain arguments, a codec that is lossy; `weights` that of the contents of
+// parameters and buffers.
 //
 // *Plan.* What the probe finds (chunk, clean or refused) belongs to `about`, the dtypes and shapes
 // of a row. It is stored in the cache, so that all processes of a directory follow one; a chunk of
@@ -52,12 +53,13 @@ namespace tensorkey {
 class TENSORKEY_EXPORT LayerOutput {
  public:
   virtual ~LayerOutput() = default;
-  // All tensors of the output, in the order of its form. A leaf whose first dim is the number of
-  // rows that were run has a row for each of them; any other is the same for every row.
+  // All tensors of the output, in the order of its form. Each has a row for each row that was run,
+  // or is the same for every row: which, is found out by runs of two sizes.
   [[nodiscard]] virtual std::span<const TensorView> leaves() const = 0;
   // Names a leaf in messages: "last_hidden_state", "[0]".
   [[nodiscard]] virtual std::string path(std::size_t leaf) const = 0;
-  // How the output is made of its leaves. Equal for all runs of one plan but for the batch size.
+  // How the output is made of its leaves. Equal for all runs of one plan, whatever the rows and
+  // their number.
   [[nodiscard]] virtual std::string form() const = 0;
   // What the layer took, copying of inputs and outputs left out.
   [[nodiscard]] virtual double seconds() const = 0;
@@ -75,7 +77,8 @@ class TENSORKEY_EXPORT LayerRunner {
   virtual ~LayerRunner() = default;
 
   // These positions will be asked for by run(), before anything else is: a batch that is fetched
-  // on demand is fetched here. Positions are distinct and ascending.
+  // on demand is fetched here. Positions are distinct and ascending. Called several times in a call
+  // if more is asked for; what was prepared stays.
   virtual void prepare(std::span<const std::int64_t> positions) { static_cast<void>(positions); }
   // Runs the layer on copies of these rows of the batch in fresh memory. Positions may repeat.
   // Throws LayerBypassed for a chunk that is too large for this machine.
@@ -122,7 +125,7 @@ class TENSORKEY_EXPORT LayerBypassed : public std::exception {
 // rows of the batch computes them himself.
 class TENSORKEY_EXPORT LayerAbandoned : public std::exception {
  public:
-  explicit LayerAbandoned(std::exception_ptr cause) noexcept : cause_(std::move(cause)) {}
+  explicit LayerAbandoned(std::exception_ptr cause) noexcept { cause_.swap(cause); }
   [[nodiscard]] const char* what() const noexcept override { return "the layer was stopped"; }
   [[nodiscard]] const std::exception_ptr& cause() const noexcept { return cause_; }
 
@@ -141,8 +144,9 @@ struct Verdict {
 struct LayerOptions {
   std::uint32_t chunk = 0;        // rows that run together: 1 or a multiple of 32; 0: "auto", 32 if
                                   // the first call has at least 16 rows, else 1
-  bool rows_are_batches = false;  // the caller makes one row of a whole input: chunk 1, and the
-                                  // probe looks at the layer's own state alone
+  bool rows_are_batches = false;  // the caller makes one row of a whole input: chunk 1, the probe
+                                  // looks at the layer's own state alone, and every leaf of an
+                                  // output is one row, its first dim 1
   bool probe = true;
   bool accept_slot = false;  // bits="slot": a row's bits may depend on its place in the chunk
   double verify = 0;         // share of hits that is computed again and compared
@@ -154,7 +158,7 @@ struct LayerOptions {
 // A call. Borrowed for as long as answer() runs; `members` also while the LayerAnswer lives.
 struct LayerCall {
   std::span<const TupleMember> members = {};  // rows by content ...
-  std::span<const OwnId> ids = {};            // ... or by the caller's own keys
+  std::span<const OwnId> ids = {};            // ... or, if there are any, by the caller's own keys
   Digest about{};
   Digest weights{};
   bool pending = false;  // the weights were not read in this call: see LayerEngine::confirm
@@ -187,13 +191,13 @@ class TENSORKEY_EXPORT LayerAnswer {
   [[nodiscard]] std::size_t rows() const noexcept;
   [[nodiscard]] std::string_view form() const noexcept;
   [[nodiscard]] std::span<const LeafShape> leaves() const noexcept;
-  // Rows that were not run: for each position, whether it was a hit.
+  // Rows that were not run for this call: found, or computed by others, or equal to another one.
   [[nodiscard]] std::uint64_t hits() const noexcept;
   [[nodiscard]] std::uint64_t rows_run() const noexcept;  // padding included
   [[nodiscard]] const Deviation& deviation() const noexcept;
 
   // Writes leaf i in C order into outs[i]; sizes are those of leaves(). Throws kInvalidArgument
-  // otherwise.
+  // otherwise, and LayerBypassed if the rows differ in shape and so make no tensor.
   void assemble(std::span<const std::span<std::byte>> outs) const;
   // Reports the call to the engine: seconds since it began, in all.
   void finish(double seconds);
@@ -227,10 +231,11 @@ class TENSORKEY_EXPORT LayerEngine {
   LayerEngine& operator=(const LayerEngine&) = delete;
 
   // Answers a batch: looks up, probes and runs what is needed, stores, waits for rows of other
-  // threads and processes. Throws LayerBypassed where the layer should run without the cache;
-  // kUnsupported, with the evidence, at the first call of a layer that the probe refuses;
+  // threads and processes, verifies. Throws LayerBypassed where the layer should run without the
+  // cache; kUnsupported, with the evidence, at the first call of a layer that the probe refuses;
   // kInvalidArgument, with the leaf's path, for an output that has neither a row for each input row
-  // nor the same value for all of them; and what the runner throws.
+  // nor the same value for all of them, where nothing was answered before (else LayerBypassed); and
+  // what the runner throws.
   [[nodiscard]] LayerAnswer answer(const LayerCall& call, LayerRunner& runner);
 
   // Positions of rows that answer() would have to run; neither counted nor claimed.
@@ -245,7 +250,8 @@ class TENSORKEY_EXPORT LayerEngine {
 
   // The scope under which rows of this call are, if their plan is known to this engine.
   [[nodiscard]] std::optional<Digest> scope(const LayerCall& call) const;
-  // Drops the entries of all scopes that this engine has used; returns their number.
+  // Drops the entries of all scopes that this engine has used, not what the probe found; returns
+  // their number.
   std::size_t clear();
 
   [[nodiscard]] Bypass& bypass() noexcept;

@@ -152,8 +152,9 @@ bool same_tensor(const TensorView& one, const TensorView& other) {
 std::string gap_text(const Gap& gap) {
   if (gap.ulps == kInfinity) return "more than rounding can";
   char number[32];
-  std::snprintf(number, sizeof number, "%.3g", gap.ulps);
-  return std::string(number) + " units in the last place";
+  const int length = std::snprintf(number, sizeof number, "%.3g", gap.ulps);
+  return std::string(number, static_cast<std::size_t>(std::max(length, 0))) +
+         " units in the last place";
 }
 
 bool is_worse(const Gap& gap, const Gap& than) noexcept {

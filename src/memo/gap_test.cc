@@ -20,13 +20,18 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 using Shape = std::vector<std::int64_t>;
 
 template <class T>
-Gap gap_of(const std::vector<T>& one, const std::vector<T>& other, std::int64_t rows = 1,
-           DType dtype = dtype_of<T>()) {
+Gap gap_of(const std::vector<T>& one, const std::vector<T>& other, std::int64_t rows, DType dtype) {
   const Shape shape{rows, static_cast<std::int64_t>(one.size()) / rows};
   std::vector<std::int64_t> all(static_cast<std::size_t>(rows));
   std::iota(all.begin(), all.end(), 0);
   return gap({.data = one.data(), .dtype = dtype, .shape = shape}, all,
              {.data = other.data(), .dtype = dtype, .shape = shape}, all);
+}
+
+template <class T>
+Gap gap_of(const std::vector<T>& one, const std::vector<T>& other, std::int64_t rows = 1) {
+  constexpr DType kDType = dtype_of<T>();
+  return gap_of(one, other, rows, kDType);
 }
 
 TEST(Gap, EqualBitsAreNone) {

@@ -134,11 +134,15 @@ std::size_t LayerEngine::confirm() {
 }
 
 std::size_t LayerEngine::drop_pending() {
+  {
+    const std::lock_guard lock(impl_->mutex);
+    ++impl_->drops;
+    impl_->forget_forms(true);
+  }
   const std::size_t rows = impl_->memo.settle(false);
   impl_->records.settle(false);
   const std::lock_guard lock(impl_->mutex);
   impl_->stats.dropped_pending += rows;
-  impl_->forget_forms(true);
   return rows;
 }
 

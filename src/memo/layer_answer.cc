@@ -68,6 +68,7 @@ void Call::load_form() {
   {
     const std::lock_guard lock(engine_.mutex);
     answer_.form = placement_->form;
+    drops_ = engine_.drops;
   }
   if (answer_.form) return;
   std::optional<Form> stored = engine_.records.form(
@@ -118,7 +119,10 @@ bool Call::run_parts(std::vector<Part>& parts) {
     const Positions positions = padded(missing.subspan(first, count), chunk());
     Output output = run_chunk(positions);
     if (first == 0 && decision_.short_form && !short_form(positions, count, *output)) return false;
-    parts.push_back({.first = first, .count = count, .output = std::move(output)});
+    std::vector<Key> inputs;
+    if (!call_.ids.empty()) inputs = runner_.input_keys(missing.subspan(first, count));
+    parts.push_back(
+        {.first = first, .count = count, .output = std::move(output), .inputs = std::move(inputs)});
   }
   return true;
 }
@@ -144,7 +148,7 @@ void Call::check(const LayerOutput& output) {
 bool Call::short_form(const Positions& positions, std::size_t count, const LayerOutput& output) {
   if (count < 2 && chunk() > 1) return true;  // nothing to see yet
   Positions turned = positions;
-  std::ranges::rotate(turned, turned.begin() + (turned.size() > 1 ? 1 : 0));
+  std::rotate(turned.begin(), turned.begin() + (turned.size() > 1 ? 1 : 0), turned.end());
   const Output other = runner_.run(turned);
   {
     const std::lock_guard lock(engine_.mutex);
@@ -192,12 +196,8 @@ void Call::insert(const std::vector<Part>& parts) {
   try {
     publish(parts[0].output->seconds());
     for (const Part& part : parts) {
-      std::vector<Key> inputs;
-      if (!call_.ids.empty()) {
-        inputs = runner_.input_keys(batch().missing().subspan(part.first, part.count));
-      }
       batch().insert(part.first, part.count, row_leaves(*answer_.form, *part.output),
-                     part.output->seconds(), inputs);
+                     part.output->seconds(), part.inputs);
     }
   } catch (const Error& error) {
     if (error.code() == ErrorCode::kUnsupported) {
@@ -207,13 +207,20 @@ void Call::insert(const std::vector<Part>& parts) {
   }
 }
 
-// Lets others know of a form that was not there.
+// Lets others know of a form that was not there. One of weights that nobody has read goes with the
+// rows that are dropped: also if that happens now.
 void Call::publish(double seconds) {
   if (!form_is_new_) return;
   form_is_new_ = false;
+  const auto dropped = [this] {
+    const std::lock_guard lock(engine_.mutex);
+    return call_.pending && drops_ != engine_.drops;
+  };
+  if (dropped()) return;
   engine_.records.store(
       Records::form_place(placement_->scope, placement_->plan->signature.encoded(), call_.secret),
       *answer_.form, seconds, call_.pending ? Keep::kPending : Keep::kNow);
+  if (dropped()) return engine_.records.settle(false);
   const std::lock_guard lock(engine_.mutex);
   placement_->form = answer_.form;
   placement_->form_pending = call_.pending;
@@ -269,6 +276,7 @@ void Call::describe() {
 bool LayerCore::attempt(const LayerCall& call, LayerRunner& runner, AnswerState& answer) {
   answer.batch.reset();
   answer.form.reset();
+  answer.misses = 0;
   std::shared_ptr<Placement> placement = placement_of(call, runner, answer);
   return Call(*this, call, runner, answer, std::move(placement)).run();
 }

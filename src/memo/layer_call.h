@@ -37,6 +37,7 @@ class Call {
   struct Part {
     std::size_t first, count;  // of the missing rows
     Output output;
+    std::vector<Key> inputs;  // content keys, beside the caller's own
   };
 
   [[nodiscard]] std::size_t chunk() const noexcept { return decision_.verdict.chunk; }
@@ -68,6 +69,7 @@ class Call {
   const std::shared_ptr<Placement> placement_;
   const Decision& decision_;
   bool form_is_new_ = false;
+  std::uint64_t drops_ = 0;  // as the call began
 };
 
 }  // namespace tensorkey::internal

@@ -157,6 +157,7 @@ class LayerCore {
   std::vector<std::pair<Digest, std::shared_ptr<const Decision>>> proven;  // in full
   std::shared_ptr<const Decision> shown;
   std::uint32_t chunk = 0;  // 0: not yet resolved
+  std::uint64_t drops = 0;  // of pending rows
   bool accepted = false;    // rows were cached for good reason: later refusals are no errors
   std::deque<std::uint64_t> scopes;
   std::unordered_set<std::uint64_t> scope_set;

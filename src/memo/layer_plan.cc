@@ -107,6 +107,7 @@ namespace {
 
 constexpr std::uint32_t kDefaultChunk = 32;  // the smallest size without scalar tails in float32
 constexpr std::size_t kRowsForAChunk = 16;
+constexpr const char* kUnproven = "unproven: probe=False";
 constexpr std::size_t kMostPlans = 256;
 constexpr std::size_t kMostScopes = std::size_t{1} << 16;
 constexpr auto kPause = std::chrono::milliseconds(2);
@@ -248,7 +249,7 @@ void LayerCore::settle(Plan& plan, const LayerCall& call, LayerRunner& runner, s
   replace(plan, *std::move(found));
   const Decision& decision = *plan.decision;
   if (decision.unfit.empty() && !decision.verdict.refused && decision.verdict.complete &&
-      !decision.short_form && !decision.vouched && options.probe) {
+      !decision.short_form && !decision.vouched) {
     accepted = true;
     if (proven.size() >= kMostPlans) proven.clear();
     proven.emplace_back(plan.about, plan.decision);
@@ -273,8 +274,16 @@ std::optional<Decision> LayerCore::find_out(Plan& plan, const LayerCall& call, L
   std::optional<Decision> known;
   if (options.probe) known = stored(call, asked);
   if (known && (known->verdict.complete || call.vouched || different.size() < 2)) return known;
-  runner.prepare(different);
-  if (!options.probe || call.vouched) {
+  const bool proves = options.probe && !call.vouched;
+  if (!proves && (same_layer || options.rows_are_batches)) {
+    Decision decision{.verdict = {.chunk = asked, .text = kUnproven}, .vouched = call.vouched};
+    if (same_layer) {
+      decision.verdict.chunk = same_layer->verdict.chunk;
+      decision.by_row = same_layer->by_row;
+    }
+    return decision;
+  }
+  if (!proves) {
     Decision decision = run_probe(runner, different, asked, true);
     decision.vouched = call.vouched;
     return decision;
@@ -321,6 +330,7 @@ void LayerCore::share(const Plan& plan, const Decision& decision, const Secret& 
 
 Decision LayerCore::run_probe(LayerRunner& runner, const Positions& rows, std::uint32_t asked,
                               bool leaves_only) {
+  runner.prepare(rows);
   try {
     ProbeResult found = probe(runner, rows,
                               {.chunk = asked,

@@ -215,6 +215,7 @@ void Records::store(const RecordPlace& place, const Form& form, double seconds, 
     rows.back().view.dtype_params = tensor.params;
   }
   std::vector<TensorView> tensors;
+  tensors.reserve(rows.size());
   for (const OneRow& row : rows) tensors.push_back(row.view);
   replace(place, tensors, seconds, keep);
 }

@@ -51,8 +51,9 @@ struct Leaf {
 };
 
 template <class T>
-Leaf leaf(std::string path, std::vector<std::int64_t> shape, const std::vector<T>& values) {
-  Leaf made{.path = std::move(path), .dtype = dtype_of<T>(), .shape = std::move(shape)};
+Leaf leaf(const std::string& path, const std::vector<std::int64_t>& shape,
+          const std::vector<T>& values) {
+  Leaf made{.path = path, .dtype = dtype_of<T>(), .shape = shape};
   const auto bytes = std::as_bytes(std::span(values));
   made.data.assign(bytes.begin(), bytes.end());
   return made;
@@ -132,7 +133,7 @@ inline float product(const float* row, std::size_t width, std::size_t column) {
 
 inline constexpr std::size_t kColumns = 3;
 
-inline Leaves out(std::vector<float> values, std::size_t rows) {
+inline Leaves out(const std::vector<float>& values, std::size_t rows) {
   return {leaf<float>("out", {static_cast<std::int64_t>(rows), kColumns}, values)};
 }
 
@@ -141,7 +142,7 @@ inline Leaves clean(const Batch& x) {
   for (std::size_t r = 0; r < x.rows(); ++r) {
     for (std::size_t c = 0; c < kColumns; ++c) values.push_back(product(x.row(r), x.width, c));
   }
-  return out(std::move(values), x.rows());
+  return out(values, x.rows());
 }
 
 // As a kernel that takes four rows at once and the last ones alone, in another order of sums.
@@ -155,7 +156,7 @@ inline Leaves by_slot(const Batch& x) {
       value = std::nextafter(value, 2.0F);
     }
   }
-  return out(std::move(values), x.rows());
+  return out(values, x.rows());
 }
 
 // As dynamic quantization: each row is scaled by the largest value of the batch.
@@ -168,7 +169,7 @@ inline Leaves by_largest(const Batch& x) {
       values.push_back(std::round(product(x.row(r), x.width, c) / largest * 16) / 16);
     }
   }
-  return out(std::move(values), x.rows());
+  return out(values, x.rows());
 }
 
 // Two leaves with rows, and one that is the same for every row.

@@ -44,6 +44,7 @@ TEST(LayerThreads, ShareAnEngine) {
   std::barrier start(4);
   std::atomic<int> wrong{0};
   std::vector<std::thread> threads;
+  threads.reserve(4);
   for (unsigned t = 0; t < 4; ++t) {
     threads.emplace_back([&, t] {
       std::mt19937 random(t);
@@ -79,6 +80,7 @@ TEST(LayerThreads, OneProbesAndOneRunsEachRow) {
     return clean(x);
   };
   std::vector<std::thread> threads;
+  threads.reserve(4);
   const Batch batch(data(), {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15});
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&] {

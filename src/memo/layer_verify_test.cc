@@ -216,6 +216,11 @@ TEST(LayerVerify, BitsThatDependOnTheSlotShow) {
   LayerEngine engine(memory(), {.chunk = 32, .probe = false, .verify = 1});
   ask(engine, rows(0, 32), testing::by_slot);
   EXPECT_GT(ask(engine, rows(0, 32), testing::by_slot).deviation.rows, 0U);
+
+  LayerEngine accepting(memory(), {.chunk = 32, .accept_slot = true, .verify = 1});
+  ask(accepting, rows(0, 32), testing::by_slot);
+  EXPECT_EQ(ask(accepting, rows(0, 32), testing::by_slot).deviation.rows, 0U);
+  EXPECT_EQ(accepting.stats().verified, 32U);
 }
 
 TEST(LayerVerify, AnIdThatMeansAnotherInputNowIsFound) {
@@ -225,7 +230,7 @@ TEST(LayerVerify, AnIdThatMeansAnotherInputNowIsFound) {
   Runner first(batch, clean);
   ask(engine, first, batch, {.ids = names.ids});
   Batch changed = rows(0, 20);
-  changed.values[3 * 7] += 1;
+  changed.values[21] += 1;
   Runner second(changed, clean);
   const auto answer = ask(engine, second, changed, {.ids = names.ids});
   EXPECT_EQ(answer.bytes, in_chunks(clean, batch, 32));

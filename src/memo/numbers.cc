@@ -17,24 +17,24 @@ enum class Specials : std::uint8_t {
 
 // A float of 16 bits or less: sign, exponent, mantissa.
 struct Format {
-  DType dtype;
   int exponent_bits, mantissa_bits, bias;
+  DType dtype;
   Specials specials;
 };
 
 constexpr Format kFormats[] = {
-    {DType::kFloat16, 5, 10, 15, Specials::kIeee},
-    {DType::kBFloat16, 8, 7, 127, Specials::kIeee},
-    {DType::kFloat8E3M4, 3, 4, 3, Specials::kIeee},
-    {DType::kFloat8E4M3, 4, 3, 7, Specials::kIeee},
-    {DType::kFloat8E4M3B11FNUZ, 4, 3, 11, Specials::kNegative},
-    {DType::kFloat8E4M3FN, 4, 3, 7, Specials::kLargest},
-    {DType::kFloat8E4M3FNUZ, 4, 3, 8, Specials::kNegative},
-    {DType::kFloat8E5M2, 5, 2, 15, Specials::kIeee},
-    {DType::kFloat8E5M2FNUZ, 5, 2, 16, Specials::kNegative},
-    {DType::kFloat6E2M3FN, 2, 3, 1, Specials::kNone},
-    {DType::kFloat6E3M2FN, 3, 2, 3, Specials::kNone},
-    {DType::kFloat4E2M1FN, 2, 1, 1, Specials::kNone},
+    {5, 10, 15, DType::kFloat16, Specials::kIeee},
+    {8, 7, 127, DType::kBFloat16, Specials::kIeee},
+    {3, 4, 3, DType::kFloat8E3M4, Specials::kIeee},
+    {4, 3, 7, DType::kFloat8E4M3, Specials::kIeee},
+    {4, 3, 11, DType::kFloat8E4M3B11FNUZ, Specials::kNegative},
+    {4, 3, 7, DType::kFloat8E4M3FN, Specials::kLargest},
+    {4, 3, 8, DType::kFloat8E4M3FNUZ, Specials::kNegative},
+    {5, 2, 15, DType::kFloat8E5M2, Specials::kIeee},
+    {5, 2, 16, DType::kFloat8E5M2FNUZ, Specials::kNegative},
+    {2, 3, 1, DType::kFloat6E2M3FN, Specials::kNone},
+    {3, 2, 3, DType::kFloat6E3M2FN, Specials::kNone},
+    {2, 1, 1, DType::kFloat4E2M1FN, Specials::kNone},
 };
 
 const Format* find_format(DType dtype) noexcept {
@@ -54,11 +54,11 @@ double value(const Format& format, unsigned bits) noexcept {
   const bool negative = (bits & sign) != 0;
   const bool top = exponent == (1U << static_cast<unsigned>(format.exponent_bits)) - 1;
   double magnitude = 0;
+  const bool all_set = top && mantissa == mantissa_end - 1;
   if (format.specials == Specials::kIeee && top) {
     magnitude = mantissa == 0 ? std::numeric_limits<double>::infinity() : kNan;
-  } else if (format.specials == Specials::kLargest && top && mantissa == mantissa_end - 1) {
-    magnitude = kNan;
-  } else if (format.specials == Specials::kNegative && bits == sign) {
+  } else if ((format.specials == Specials::kLargest && all_set) ||
+             (format.specials == Specials::kNegative && bits == sign)) {
     magnitude = kNan;
   } else {
     const unsigned whole = exponent == 0 ? mantissa : mantissa | mantissa_end;
@@ -94,7 +94,7 @@ void append_small_integers(DType dtype, std::span<const std::byte> elements,
                            std::vector<double>& out) {
   const bool is_signed = dtype <= DType::kInt7;
   const auto first = static_cast<unsigned>(is_signed ? DType::kInt1 : DType::kUInt1);
-  const unsigned bits = static_cast<unsigned>(dtype) - first + 1;
+  const unsigned bits = (static_cast<unsigned>(dtype) - first + 1) & 7U;
   for (const std::byte element : elements) {
     int number = static_cast<int>(static_cast<unsigned>(element) & ((1U << bits) - 1));
     if (is_signed && number >> (bits - 1) != 0) number -= 1 << bits;

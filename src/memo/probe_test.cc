@@ -17,7 +17,6 @@ namespace {
 
 using testing::Batch;
 using testing::Function;
-using testing::Leaf;
 using testing::leaf;
 using testing::Leaves;
 using testing::Runner;
@@ -111,7 +110,7 @@ TEST(Probe, RowsThatDependOnEachOtherAreRefused) {
 TEST(Probe, ADependenceOnOneRowAloneIsFound) {
   // The largest value of all stands in one row: where it is there, all others change.
   Batch batch(16, 7, 1);
-  batch.values[5 * 7] = 40;
+  batch.values[35] = 40;
   Runner runner(batch, testing::by_largest);
   EXPECT_TRUE(probe(runner, first(16), options()).verdict.refused);
 }
