@@ -165,6 +165,7 @@ class Watch {
   void guard(const Reading& reading) {
     tensors_.clear();
     for (const at::Tensor& tensor : reading.tensors) tensors_.emplace_back(tensor);
+    source_->note();
     assumptions_ = reading.assumptions;
     guarded_ = true;
   }

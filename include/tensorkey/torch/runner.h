@@ -118,9 +118,12 @@ class Runner final : public LayerRunner {
     std::vector<std::string> changed;
     std::vector<std::array<std::uint8_t, 16>> digests;
     for (const at::Tensor& tensor : now.tensors) {
-      const HostView host(tensor);
-      const TensorView view = host;
-      digests.push_back(change_digest({&view, 1}));
+      std::array<std::uint8_t, 16> digest{};
+      if (refusal(tensor) == nullptr && dtype_of(tensor.scalar_type())) {
+        const HostView host(tensor);
+        digest = change_digest({&host.get(), 1});
+      }
+      digests.push_back(digest);
     }
     if (!digests_.empty() || !before_.structure.empty()) {
       if (now.structure != before_.structure) changed.emplace_back("an attribute");

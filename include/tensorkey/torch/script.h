@@ -200,7 +200,6 @@ class ScriptSource final : public Source {
       arguments_.push_back(argument);
     }
     arguments_.erase(arguments_.begin());  // self
-    note();
   }
 
   [[nodiscard]] Reading read() const override {
@@ -211,7 +210,6 @@ class ScriptSource final : public Source {
       parts.push_back(part.methods.encoded(tensors) + attributes(part, tensors));
     }
     reading.structure = canonical::sequence('J', parts);
-    note();
     return reading;
   }
 
@@ -223,6 +221,15 @@ class ScriptSource final : public Source {
   [[nodiscard]] std::vector<c10::Argument> arguments() const { return arguments_; }
 
   // Attributes: the same tensors, numbers and texts, and the same lists and dicts.
+  void note() override {
+    slots_.clear();
+    for (const Part& part : tree_) {
+      const auto object = part.module._ivalue();
+      for (std::size_t i = 0; i < object->slots().size(); ++i) {
+        if (!object->getSlot(i).isModule()) slots_.push_back({object, i, object->getSlot(i)});
+      }
+    }
+  }
   [[nodiscard]] bool unchanged() const override {
     for (const Slot& slot : slots_) {
       if (!same(slot.object->getSlot(slot.index), slot.value)) return false;
@@ -268,16 +275,6 @@ class ScriptSource final : public Source {
     return canonical::dict(items);
   }
 
-  void note() const {
-    slots_.clear();
-    for (const Part& part : tree_) {
-      const auto object = part.module._ivalue();
-      for (std::size_t i = 0; i < object->slots().size(); ++i) {
-        if (!object->getSlot(i).isModule()) slots_.push_back({object, i, object->getSlot(i)});
-      }
-    }
-  }
-
   static bool same(const c10::IValue& now, const c10::IValue& then) {
     if (now.isDevice() && then.isDevice()) return now.toDevice() == then.toDevice();
     if (now.isDouble() && then.isDouble()) {  // NaN is itself
@@ -290,7 +287,7 @@ class ScriptSource final : public Source {
   std::vector<Part> tree_;
   std::set<std::string> names_;  // of all attributes, of any module, that the code uses
   std::vector<c10::Argument> arguments_;
-  mutable std::vector<Slot> slots_;  // as read
+  std::vector<Slot> slots_;  // as noted
 };
 
 }  // namespace tensorkey::torch::internal

@@ -50,11 +50,13 @@ struct Reading {
 class Source {
  public:
   virtual ~Source() = default;
-  // The layer as it is now.
+  // The layer as it is now. Threads may read at once.
   [[nodiscard]] virtual Reading read() const = 0;
   // Names of the arguments, for those that the caller did not name.
   [[nodiscard]] virtual std::vector<std::string> parameters() const { return {}; }
-  // Some 10 ns a module: whether what can change without a tensor's version is as when read.
+  // Notes what can change without a tensor's version, and whether it is as it was noted: some 10 ns
+  // a module. Not thread-safe.
+  virtual void note() {}
   [[nodiscard]] virtual bool unchanged() const { return true; }
 
  protected:
@@ -129,18 +131,14 @@ inline std::string build_of(const void* address) {
 
 class ModuleSource final : public Source {
  public:
-  explicit ModuleSource(std::shared_ptr<::torch::nn::Module> module) : module_(std::move(module)) {
-    static_cast<void>(read());
-  }
+  explicit ModuleSource(std::shared_ptr<::torch::nn::Module> module) : module_(std::move(module)) {}
 
   [[nodiscard]] Reading read() const override {
     using namespace canonical;
     Reading reading;
     std::vector<std::string> items;
-    flags_.clear();
     for (const auto& entry : module_->named_modules("layer")) {
       const ::torch::nn::Module& module = *entry.value();
-      flags_.emplace_back(entry.value(), module.is_training());
       std::ostringstream shown;
       if (module.children().empty()) module.pretty_print(shown);
       const std::type_info& type = typeid(module);
@@ -166,6 +164,12 @@ class ModuleSource final : public Source {
   }
 
   // Training flags; a replaced submodule is seen by the next strict check.
+  void note() override {
+    flags_.clear();
+    for (const auto& module : module_->modules()) {
+      flags_.emplace_back(module, module->is_training());
+    }
+  }
   [[nodiscard]] bool unchanged() const override {
     return std::all_of(flags_.begin(), flags_.end(),
                        [](const auto& flag) { return flag.first->is_training() == flag.second; });
@@ -173,7 +177,7 @@ class ModuleSource final : public Source {
 
  private:
   std::shared_ptr<::torch::nn::Module> module_;
-  mutable std::vector<std::pair<std::shared_ptr<::torch::nn::Module>, bool>> flags_;  // as read
+  std::vector<std::pair<std::shared_ptr<::torch::nn::Module>, bool>> flags_;  // as noted
 };
 
 // A function, with the tensors that the caller says it depends on.

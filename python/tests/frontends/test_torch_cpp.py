@@ -5,6 +5,7 @@ The C++ half is the program that scripts/libtorch.sh builds, tests/consumers/tor
 
 from __future__ import annotations
 
+import os
 import platform
 import struct
 import subprocess
@@ -22,6 +23,8 @@ from tensorkey.torch import CachedLayer  # noqa: E402
 ROOT = Path(__file__).parents[3]
 PROGRAM = ROOT / "build" / "libtorch" / "build" / "torch_test"
 SCOPE = "shared v1"
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 
 
 class Encoder(torch.nn.Module):
@@ -65,7 +68,7 @@ def program(*words: str | Path) -> dict[str, Any]:
         capture_output=True,
         text=True,
         timeout=120,
-        env={"OMP_NUM_THREADS": str(torch.get_num_threads())},
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
     assert done.returncode == 0, done.stderr
     lines = [line.partition(" ")[::2] for line in done.stdout.splitlines()]
@@ -143,7 +146,7 @@ def environment() -> tuple[object, ...]:
 
 def test_scope_of_a_script_by_hand(script):
     found = program("digests", script)
-    assert found["key"] == key(rows()).hex
+    assert found["key"] == key(rows()).hex()
     assert found["environment"] == encoded(environment()).hex()
 
     row = joined("r", map(encoded, ("torch.Tensor", "torch.float32", "cpu")))
@@ -175,7 +178,7 @@ def test_weights_of_a_script_by_hand(script):
 def of_python(layer: CachedLayer) -> tuple[int, int, str]:
     with torch.no_grad():
         output = layer(rows())
-    layer.flush()
+    layer.cache.flush()
     assert layer.stats.hits + layer.stats.misses == len(rows())
     return layer.stats.hits, layer.stats.misses, bytes(output.contiguous().view(-1).numpy()).hex()
 

@@ -45,8 +45,9 @@ TEST(Script, ReadsCodeAttributesAndTensors) {
             base);
 
   ::torch::jit::Module module = scripted(kForward);
-  const ScriptSource source(module);
+  ScriptSource source(module);
   const Reading reading = source.read();
+  source.note();
   EXPECT_EQ(reading.structure, base);
   EXPECT_EQ(reading.names, (std::vector<std::string>{"layer.shift", "layer.weight"}));
   EXPECT_EQ(source.parameters(), (std::vector<std::string>{"x", "k"}));
@@ -55,11 +56,13 @@ TEST(Script, ReadsCodeAttributesAndTensors) {
   module.setattr("scale", 3.0);
   EXPECT_FALSE(source.unchanged());
   EXPECT_NE(source.read().structure, base);
+  source.note();
   EXPECT_TRUE(source.unchanged());
   module.setattr("scale", 2.0);
   EXPECT_EQ(source.read().structure, base);
   module.setattr("unused", 5);  // no code reads it
   EXPECT_EQ(source.read().structure, base);
+  source.note();
   module.setattr("weight", at::ones({3}));  // equal, but another tensor: the guard must know it
   EXPECT_FALSE(source.unchanged());
 }
@@ -80,8 +83,9 @@ TEST(Module, ReadsClassesFlagsAndTensors) {
         ::torch::nn::BatchNorm1d(::torch::nn::BatchNorm1dOptions(2).eps(eps)));
   };
   const auto module = make(1e-5);
-  const ModuleSource source(module);
+  ModuleSource source(module);
   const Reading reading = source.read();
+  source.note();
   EXPECT_EQ(reading.names,
             (std::vector<std::string>{"layer.0.weight", "layer.0.bias", "layer.1.weight",
                                       "layer.1.bias", "layer.1.running_mean", "layer.1.running_var",
