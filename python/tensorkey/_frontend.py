@@ -203,8 +203,10 @@ class Engine:
             self._fail(about, str(bypass))
             raise
         except Exception as error:
-            self.core.error(type(error).__name__)
-            if isinstance(error, errors.Error):
+            ours = isinstance(error, errors.Error)
+            if ours or runner.failed:  # else it is counted where the layer ran
+                self.core.error(type(error).__name__)
+            if ours:
                 self._fail(about, str(error))
             raise
         if self.failures:

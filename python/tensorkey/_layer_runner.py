@@ -70,6 +70,8 @@ class Runner:
         self.arguments = arguments
         self.rows_run = 0
         self.device_bytes = 0
+        self.failed = False
+        """An exception came from here, not from another call that ran the same rows."""
         self._saved: Any = None
         self._watched: tuple[dict[str, bytes], bytes] | None = None
         self._states: dict[bytes, RandomState] = {}
@@ -83,6 +85,13 @@ class Runner:
         return self._run(self.arguments, positions)
 
     def _run(self, arguments: Batch, positions: list[int]) -> Output:
+        try:
+            return self._output(arguments, positions)
+        except Exception:
+            self.failed = True
+            raise
+
+    def _output(self, arguments: Batch, positions: list[int]) -> Output:
         layer, rows = self._layer, len(positions)
         backend = layer.backend
         tensors = arguments.tensors
@@ -165,7 +174,11 @@ class FetchingRunner(Runner):
 
     def prepare(self, positions: list[int]) -> None:
         """Fetch the inputs of these rows."""
-        args, kwargs = arguments_of(self._fetch(positions))
+        try:
+            args, kwargs = arguments_of(self._fetch(positions))
+        except Exception:
+            self.failed = True
+            raise
         fetched = self._layer.signature.take(args, kwargs)
         if fetched.rows != len(positions):
             raise errors.InvalidArgument(
