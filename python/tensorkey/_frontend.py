@@ -28,10 +28,11 @@ from tensorkey import _core, errors
 from tensorkey._adapters import OutputAdapter
 from tensorkey._backend import Backend, Bypass
 from tensorkey._encoding import plain
+from tensorkey._environments import Environments
 from tensorkey._fingerprint import Fingerprint, State
 from tensorkey._history import History, shape_of
-from tensorkey._inputs import Signature
-from tensorkey._layer_runner import Batch, FetchingRunner, Nothing, Runner
+from tensorkey._inputs import Arguments, Signature
+from tensorkey._layer_runner import Batch, FetchingRunner, Nothing, Runner, StructureRunner
 from tensorkey._options import Options
 from tensorkey._outputs import OutputForm, output_form
 from tensorkey._own_keys import Id
@@ -41,6 +42,8 @@ from tensorkey._stats import LayerStats
 from tensorkey._trim import Trimmed
 
 _MAX_FORMS = 256
+_CHECKED = 0.01  # of the hits by structure: the claim is checked now and then
+_LOOKS = 3  # at other environments, when rows are missing
 _MAX_ABOUTS = 256
 
 
@@ -69,7 +72,7 @@ class Engine:
             rows_are_batches=self.whole,
             probe=options.probe,
             accept_slot=options.bits == "slot",
-            verify=options.verify,
+            verify=max(options.verify, _CHECKED if options.by == "structure" else 0.0),
             tolerance=options.tolerance,
             codec=options.codec,
             bypass=options.bypass,
@@ -92,6 +95,10 @@ class Engine:
         self._portable = options.environment == "portable"
         self._known: tuple[bytes, tuple[object, ...], bytes] = (b"", (), b"")
         self._about = b""
+        self._looks = 0
+        self._environments: dict[tuple[bytes, bytes], Environments] | None = (
+            {} if self.cache.has_store else None
+        )
         self.history = History(getattr(backend, "environment_names", ()))
         self._padding = PaddingWatch()
         self._assumptions: dict[str, None] = {}
@@ -126,7 +133,10 @@ class Engine:
         arguments = self.signature.take(args, kwargs)
         if self.options.trim is not None:
             return Trimmed(self, arguments).call(start)
-        answer = self.ask(arguments, None, Runner(self, arguments), arguments.form)
+        if self.options.by == "structure":
+            answer = self._ask_by_structure(arguments)
+        else:
+            answer = self.ask(arguments, None, Runner(self, arguments), arguments.form)
         output = self.output(answer, arguments)
         self.done(answer, arguments, start)
         return output
@@ -156,6 +166,12 @@ class Engine:
         output = self.output(answer, runner.arguments)
         self.done(answer, runner.arguments, start)
         return output
+
+    def _ask_by_structure(self, arguments: Arguments) -> _core.LayerAnswer:
+        self.assume("by='structure': outputs are taken to depend on shapes and dtypes alone")
+        keys = [_core.structure_key(tensor) for tensor in arguments.tensors]
+        one = plain(tuple(arguments.paths)) + b"".join(map(bytes, keys))
+        return self.ask(arguments, [one], StructureRunner(self, arguments), arguments.form)
 
     def answer_stored(
         self,
@@ -282,6 +298,8 @@ class Engine:
         self.history.clock = now = perf_counter()
         if answer.finish(now - start):
             self.fingerprint.observe(answer.seconds_layer)
+            if self._looks < _LOOKS and self._environments is not None:
+                self._look_elsewhere(arguments, self._environments)
             if answer.deviation[0]:
                 self._look_at(answer.deviation)
 
@@ -321,7 +339,7 @@ class Engine:
         return about, state
 
     def _describe(self, structure: bytes, environment: tuple[object, ...], form: bytes) -> bytes:
-        about = _core.blake3(plain((*self._before, environment, *self._after, structure, form)))
+        about = self._digest(structure, environment, form)
         if len(self._abouts) >= _MAX_ABOUTS:
             self._abouts.clear()
         self._abouts[structure, environment, form] = about
@@ -329,6 +347,9 @@ class Engine:
         for text in self.fingerprint.assumptions():
             self.assume(text)
         return about
+
+    def _digest(self, structure: bytes, environment: tuple[object, ...], form: bytes) -> bytes:
+        return _core.blake3(plain((*self._before, environment, *self._after, structure, form)))
 
     def _settle(self, state: State) -> None:
         """Deal with rows computed since the last strict check."""
@@ -349,6 +370,8 @@ class Engine:
         rows, largest, where = deviation
         self.fingerprint.demand()
         action = self.options.on_error
+        if action == "count" and self.options.by == "structure":
+            action = "warn"
         text = (
             f"[CachedLayer] verify: {rows} hits of this call differ from what the layer computes "
             f"now, by up to {largest:.3g}{f' in {where}' if where else ''}: the layer depends on "
@@ -360,6 +383,29 @@ class Engine:
             warnings.warn(text, RuntimeWarning, stacklevel=5)
         if action == "drop":
             self.core.clear()
+
+    def _look_elsewhere(
+        self, arguments: Batch, environments: dict[tuple[bytes, bytes], Environments]
+    ) -> None:
+        """See whether the rows of a call that ran some are stored from another environment."""
+        self._looks += 1
+        if self._portable or not arguments.tensors or self.whole:
+            return
+        weights = self._last[1]
+        structure, environment, form = self._known
+        known = environments.get((structure, form))
+        if known is None:
+            about = (*self._before, *self._after, structure, form)
+            known = environments[structure, form] = Environments(self.cache, about)
+        members, paths = self.members(arguments), arguments.paths
+
+        def is_there(other: tuple[object, ...]) -> bool:
+            there = self._digest(structure, other, form)
+            missing = self.core.missing(members, paths, None, there, weights, self.options.secret)
+            return len(missing) < arguments.rows
+
+        known.look(environment, is_there)
+        known.note(environment)
 
     def assume(self, text: str) -> None:
         """Name in stats what answers rest on."""
@@ -409,6 +455,8 @@ class Engine:
         counts["probe_runs"] += self.trim_runs
         if self._padding.rows:
             counts["hints"].append(HINT)
+        for known in (self._environments or {}).values():
+            counts["hints"] += [known.hint] if known.hint else []
         return LayerStats(
             **counts,
             codec=self.options.codec,

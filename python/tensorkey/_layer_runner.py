@@ -164,6 +164,14 @@ class Runner:
         self._states[encoded].restore()
 
 
+class StructureRunner(Runner):
+    """Runs a layer whose answers are said to depend on the structure of its inputs alone."""
+
+    def input_keys(self, positions: list[int]) -> list[_core.Key]:
+        """Return nothing: the contents are not to count."""
+        return []
+
+
 class FetchingRunner(Runner):
     """Asks the caller for the rows that must be run, when they must be."""
 

@@ -35,6 +35,7 @@ from tensorkey._torch_backend import (
     unfit_layer,
 )
 from tensorkey._torch_modules import TorchModules
+from tensorkey._torch_script import called
 
 Compile = Literal["island", "operator"]
 
@@ -235,7 +236,7 @@ class CachedLayer(Cached, nn.Module):
         own["_options"] = options
         method = own["_method"]
         rows = _ModuleRows(layer, options, method)
-        engine = Engine(rows, rows.fingerprint, options, getattr(layer, method), method)
+        engine = Engine(rows, rows.fingerprint, options, called(layer, method), method)
         own["_engine"] = engine
         own["_core"] = engine.core
         own["_operator"] = _operator_of(self, layer) if own["_compile"] == "operator" else None
@@ -305,6 +306,8 @@ class CachedLayer(Cached, nn.Module):
         if method == "forward" and _symbolic_trace._is_fx_tracing_flag:
             return inner.forward(*inputs, **options)  # a module that the tracer has no path for
         return target(inner, method)(*inputs, **options)
+
+    _inference = staticmethod(torch.no_grad)
 
     def _alone(self) -> Any:
         """Return the layer as a call of it without the cache runs."""

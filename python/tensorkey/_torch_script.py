@@ -7,11 +7,13 @@ TorchScript module", is the recipe.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 from tensorkey import errors
 from tensorkey._encoding import PLAIN, name, sequence, text
@@ -21,6 +23,9 @@ _C: Any = torch._C
 _MANGLED = re.compile(r"___torch_mangle_\d+\.|\[warn_id=\d+\]")  # numbers of this process
 _SCALARS = {"f": "f", "i": "i", "s": "s", "c": "c", "t": "t", "ival": "ival"}
 _LISTS = {"fs": "fs", "is": "is_", "ss": "ss", "ts": "ts"}
+
+_POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
+_NO_DEFAULT = inspect.Parameter.empty
 
 _Tensor = Callable[[torch.Tensor, str], bytes]
 
@@ -169,3 +174,24 @@ def _pairs(value: dict[Any, Any], path: str, tensor: _Tensor) -> Iterator[bytes]
     for i, (key, entry) in enumerate(value.items()):
         where = f"{path}[{i}]"
         yield _value(key, where, tensor) + _value(entry, where, tensor)
+
+
+def called(layer: nn.Module, method: str) -> Callable[..., Any]:
+    """Return a method as what has its signature: that of a script is in its schema."""
+    function: Any = getattr(layer, method)
+    schema = (
+        getattr(function, "schema", None) if isinstance(layer, torch.jit.ScriptModule) else None
+    )
+    if schema is None:
+        return function  # type: ignore[no-any-return]
+    parameters = []
+    for argument in schema.arguments[1:]:  # without self
+        kind = inspect.Parameter.KEYWORD_ONLY if argument.kwarg_only else _POSITIONAL
+        default = argument.default_value if argument.has_default_value() else _NO_DEFAULT
+        parameters.append(inspect.Parameter(argument.name, kind, default=default))
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    vars(call)["__signature__"] = inspect.Signature(parameters)
+    return call
