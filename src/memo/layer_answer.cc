@@ -38,6 +38,7 @@ bool Call::run() {
     if (!batch().missing().empty() && !compute()) return false;
     wait();
   } while (!batch().missing().empty());
+  if (!answer_.form) load_form();  // who computed the rows has published it before
   if (!answer_.form) run_for_form();
   describe();
   if (engine_.options.verify > 0) verify();
@@ -49,6 +50,10 @@ bool Call::run() {
 }
 
 void Call::look_up() {
+  if (call_.pending) {
+    const std::lock_guard lock(engine_.mutex);
+    drops_ = engine_.drops;
+  }
   const Keep keep = call_.pending ? Keep::kPending : Keep::kNow;
   const KeyOptions options{.scope = placement_->scope_bytes(), .secret = call_.secret};
   if (!call_.ids.empty()) {
@@ -68,7 +73,6 @@ void Call::load_form() {
   {
     const std::lock_guard lock(engine_.mutex);
     answer_.form = placement_->form;
-    drops_ = engine_.drops;
   }
   if (answer_.form) return;
   std::optional<Form> stored = engine_.records.form(
