@@ -127,8 +127,8 @@ std::size_t LayerEngine::confirm() {
   const std::size_t rows = impl_->memo.settle(true);
   impl_->records.settle(true);
   const std::lock_guard lock(impl_->mutex);
-  for (const auto& plan : impl_->plans) {
-    if (plan->latest) plan->latest->form_pending = false;
+  for (const auto& known : impl_->plans) {
+    if (known.latest) known.latest->form_pending = false;
   }
   return rows;
 }

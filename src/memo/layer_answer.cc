@@ -38,7 +38,7 @@ bool Call::run() {
     if (!batch().missing().empty() && !compute()) return false;
     wait();
   } while (!batch().missing().empty());
-  if (!answer_.form) load_form();  // the rows of others came with it
+  if (!answer_.form) load_form();  // who computed the rows has published it before
   if (!answer_.form) run_for_form();
   describe();
   if (engine_.options.verify > 0) verify();

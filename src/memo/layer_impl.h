@@ -72,7 +72,6 @@ struct Plan {
   const Signature signature;
   // Guarded by the engine's mutex.
   std::shared_ptr<const Decision> decision;  // null: not yet settled
-  std::shared_ptr<Placement> latest;
   std::optional<std::thread::id> settler;
 };
 
@@ -152,7 +151,11 @@ class LayerCore {
   std::atomic<std::uint64_t> hits_seen{0};  // by verify: the seed of its choice
 
   // Guarded by mutex, which is the newest that a thread takes.
-  std::vector<std::shared_ptr<Plan>> plans;
+  struct KnownPlan {
+    std::shared_ptr<Plan> plan;
+    std::shared_ptr<Placement> latest;  // owns the plan too; null: none
+  };
+  std::vector<KnownPlan> plans;
   std::shared_ptr<Placement> last;
   std::vector<std::pair<Digest, std::shared_ptr<const Decision>>> proven;  // in full
   std::shared_ptr<const Decision> shown;

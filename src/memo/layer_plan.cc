@@ -159,27 +159,30 @@ bool LayerCore::is_settled(const Decision* decision, const LayerCall& call,
 
 // REQUIRES: the mutex.
 std::shared_ptr<Plan> LayerCore::plan_of(const LayerCall& call) {
-  const auto found = std::ranges::find_if(plans, [&](const std::shared_ptr<Plan>& plan) {
-    return plan->about == call.about && plan->signature.matches(call);
+  const auto found = std::ranges::find_if(plans, [&](const KnownPlan& known) {
+    return known.plan->about == call.about && known.plan->signature.matches(call);
   });
-  return found == plans.end() ? nullptr : *found;
+  return found == plans.end() ? nullptr : found->plan;
 }
 
 // The placement of a settled plan. REQUIRES: the mutex.
 std::shared_ptr<Placement> LayerCore::place(const std::shared_ptr<Plan>& plan,
                                             const Digest& weights) {
-  if (!plan->latest || plan->latest->weights != weights) {
-    const Digest scope = scope_of(plan->about, weights, plan->decision->verdict.chunk);
-    plan->latest = std::make_shared<Placement>(
-        Placement{.plan = plan, .decision = plan->decision, .weights = weights, .scope = scope});
-    const std::uint64_t id = scope_id(plan->latest->scope_bytes());
-    if (scope_set.insert(id).second) scopes.push_back(id);
-    if (scopes.size() > kMostScopes) {
-      scope_set.erase(scopes.front());
-      scopes.pop_front();
-    }
+  const auto known = std::ranges::find(plans, plan, &KnownPlan::plan);
+  if (known != plans.end() && known->latest && known->latest->weights == weights) {
+    last = known->latest;
+    return last;
   }
-  last = plan->latest;
+  const Digest scope = scope_of(plan->about, weights, plan->decision->verdict.chunk);
+  last = std::make_shared<Placement>(
+      Placement{.plan = plan, .decision = plan->decision, .weights = weights, .scope = scope});
+  if (known != plans.end()) known->latest = last;
+  const std::uint64_t id = scope_id(last->scope_bytes());
+  if (scope_set.insert(id).second) scopes.push_back(id);
+  if (scopes.size() > kMostScopes) {
+    scope_set.erase(scopes.front());
+    scopes.pop_front();
+  }
   return last;
 }
 
@@ -203,7 +206,7 @@ std::shared_ptr<Placement> LayerCore::placement_of(const LayerCall& call, LayerR
     if (!plan) {
       if (plans.size() >= kMostPlans) plans.clear();
       plan = std::make_shared<Plan>(call.about, Signature(call));
-      plans.push_back(plan);
+      plans.push_back({.plan = plan, .latest = nullptr});
     }
     if (is_settled(plan->decision.get(), call, rows)) return place(plan, call.weights);
   }
@@ -360,20 +363,22 @@ void LayerCore::decide(const Placement& placement, Decision decision) {
 // REQUIRES: the mutex.
 void LayerCore::replace(Plan& plan, Decision decision) {
   plan.decision = std::make_shared<const Decision>(std::move(decision));
-  plan.latest = nullptr;
+  for (KnownPlan& known : plans) {
+    if (known.plan.get() == &plan) known.latest = nullptr;
+  }
   if (last && last->plan.get() == &plan) last = nullptr;
 }
 
 void LayerCore::forget_forms(bool pending) {
-  for (const std::shared_ptr<Plan>& plan : plans) {
-    if (plan->latest && (!pending || plan->latest->form_pending)) plan->latest = nullptr;
+  for (KnownPlan& known : plans) {
+    if (known.latest && (!pending || known.latest->form_pending)) known.latest = nullptr;
   }
   last = nullptr;
 }
 
 // In the child of a fork: the other threads are gone.
 void LayerCore::forget_settlers() noexcept {
-  for (const std::shared_ptr<Plan>& plan : plans) plan->settler.reset();
+  for (const KnownPlan& known : plans) known.plan->settler.reset();
 }
 
 LayerCore::LayerCore(std::shared_ptr<ActivationCache> the_cache, const LayerOptions& the_options)

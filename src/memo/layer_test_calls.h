@@ -3,6 +3,7 @@
 
 #include <tensorkey/layer.h>
 
+#include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <array>
@@ -13,6 +14,8 @@
 #include <string>
 #include <utility>
 #include <vector>
+
+#include <tensorkey/error.h>
 
 #include "memo/layer_impl.h"
 #include "memo/layer_test_layers.h"
@@ -144,6 +147,45 @@ inline std::vector<std::byte> in_chunks(const Function& function, const Batch& b
   std::vector<std::byte> all;
   for (const auto& leaf : leaves) all.insert(all.end(), leaf.begin(), leaf.end());
   return all;
+}
+
+inline const Batch& data() {
+  static const Batch batch(400, 7, 5);
+  return batch;
+}
+
+// Some of it.
+inline Batch rows(std::size_t first, std::size_t count) {
+  std::vector<std::int64_t> places;
+  for (std::size_t i = 0; i < count; ++i) places.push_back(static_cast<std::int64_t>(first + i));
+  return {data(), places};
+}
+
+// Why a call runs without the cache; empty if it does not.
+template <class Call>
+std::string bypassed(const Call& call) {
+  try {
+    call();
+  } catch (const LayerBypassed& reason) {
+    return reason.what();
+  }
+  return "";
+}
+
+// The text of the error that a call throws; empty if it throws none.
+template <class Call>
+std::string error(ErrorCode code, const Call& call) {
+  try {
+    call();
+  } catch (const Error& failure) {
+    EXPECT_EQ(failure.code(), code);
+    return failure.what();
+  }
+  return "";
+}
+
+inline bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
 }
 
 }  // namespace tensorkey::testing
