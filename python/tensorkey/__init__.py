@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from tensorkey import errors as errors
 from tensorkey._cache import ActivationCache as ActivationCache
+from tensorkey._check import check as check
 from tensorkey._core import Entry as Entry
 from tensorkey._core import Key as Key
 from tensorkey._core import Keys as Keys

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from tensorkey import _core
+from tensorkey._history import Shape
 
 Bypass = _core.Bypassed
 """The call runs without the cache; the text says why."""
@@ -72,6 +73,55 @@ class Backend(Protocol):
 
     def out_of_memory(self, error: Exception) -> bool:
         """Whether an exception says that memory ran out."""
+
+    # For trim=: tensors of the framework, but `into` and `part` are memory of allocate().
+
+    def ends(self, mask: Any, dim: int) -> list[int] | None:
+        """Return for each row one more than the place of its last entry that is not zero.
+
+        0 for a row that begins with zero: it is padded on the left, or empty. None for a mask of
+        zeros and large negative numbers.
+        """
+
+    def picked(self, tensor: Any, rows: Sequence[int]) -> Any:
+        """Copy rows, where the tensor is."""
+
+    def trimmed(
+        self, tensor: Any, rows: Sequence[int], lengths: Sequence[int], dim: int, to: int
+    ) -> Any:
+        """Copy rows, cut or padded to a length, zeros behind each row's own."""
+
+    def zeros(self, dtype: str, shape: tuple[int, ...]) -> Any:
+        """Return memory on the host as allocate() does, all zero."""
+
+    def scatter(
+        self, into: Any, rows: Sequence[int], part: Any, dim: int, lengths: Sequence[int] | None
+    ) -> None:
+        """Write rows of a part; with lengths, zeros behind each row's own."""
+
+    # For files, hints and explanations.
+
+    environment_names: tuple[str, ...]
+    """Of the entries of environment(), for people."""
+    files: str
+    """Whose tensors safetensors reads and writes: "torch" or "tensorflow"."""
+
+    def integers(self, tensor: Any) -> Any:
+        """Return integers on the host as an array; None for other tensors."""
+
+    def from_numpy(self, array: Any) -> Any:
+        """Return a copy as a tensor on the host; TypeError for a dtype that is not there."""
+
+    def stack(self, tensors: Sequence[Any]) -> Any:
+        """Return tensors of one dtype and shape as the rows of one."""
+
+    def host_rows(self, tensor: Any) -> list[Any]:
+        """Return a copy of each row, on the host."""
+
+    def variants(
+        self, tensors: Sequence[Any], shapes: Iterable[Shape]
+    ) -> Iterable[tuple[list[Any], str]]:
+        """Yield the same rows as they would be with dtypes or lengths that were seen, in words."""
 
     # The probe.
 

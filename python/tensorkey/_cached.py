@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from tensorkey import _core, _explain, _import, _precompute, _tables, errors
@@ -142,13 +143,15 @@ class Cached:
     ) -> LayerStats:
         """Fill the cache with everything that a loader yields.
 
-        What is there already is not run again, so a fill that was killed goes on where it was.
+        What is there already is not run again, so a fill into a directory that was killed goes on
+        where it was. No gradients are recorded, and ``bypass="auto"`` does not step aside.
 
         Parameters
         ----------
         batches
-            Of inputs: a tuple is arguments by position, a mapping arguments by name, anything else
-            one argument; with `keys`, pairs of ids and such inputs.
+            Of inputs: a tuple or list is arguments by position, a mapping arguments by name,
+            anything else one argument; with `keys`, pairs of ids and such inputs, or functions as
+            for :meth:`with_keys`.
         keys
             Whether batches come with keys of the caller's own.
         progress
@@ -206,8 +209,9 @@ class Cached:
         path
             The file; made anew.
         keys
-            As for :meth:`with_keys`. A tensor has the name of its key, followed by "/" and its path
-            in the output if that is more than one tensor.
+            As for :meth:`with_keys`. A tensor has the name of its key, followed by "/" and its
+            number in the output if that is more than one tensor. What is the same for every row is
+            left out.
 
         Returns
         -------
@@ -218,6 +222,8 @@ class Cached:
         ------
         tensorkey.errors.MissingKey
             Some are not there.
+        tensorkey.errors.InvalidArgument
+            Two keys would have one name, such as 1 and "1".
         tensorkey.errors.Unsupported
             The package safetensors is not installed.
         """
@@ -227,8 +233,11 @@ class Cached:
         """Take answers that were computed elsewhere: a file of arrays by name.
 
         The name of an array is the key of the caller's own under which :meth:`with_keys` finds it,
-        the array the layer's output for that row. That they belong to this layer with its present
-        weights is the caller's word; ``stats.assumptions`` says so.
+        the array the layer's output for that row, without the batch dimension. That they belong to
+        this layer with its present weights is the caller's word; ``stats.assumptions`` says so. An
+        output that is more than the tensor, such as a ModelOutput, is known once the layer was
+        called: call it before. They are kept for the chunks in which the layer runs as far as is
+        known, so a layer that was not called yet is taken to run in chunks of 32.
 
         Parameters
         ----------
@@ -245,7 +254,9 @@ class Cached:
         tensorkey.errors.InvalidArgument
             For another kind of file.
         tensorkey.errors.CorruptEntry
-            The file cannot be read to its end.
+            The file cannot be read to its end, or holds pickled objects; what was read is kept.
+        tensorkey.errors.Unsupported
+            For a dtype that is none of the framework's; if the layer's outputs are several tensors.
 
         Examples
         --------
@@ -284,10 +295,22 @@ class Cached:
             reason = f"bypass='auto' {decision}" if decision.startswith("stepped aside") else None
         return reason
 
+    def _inference(self) -> AbstractContextManager[Any]:
+        """Return a context in which no gradients are recorded."""
+        return nullcontext()
+
     def _run_alone(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> Any:
         """Run the layer without the cache, and count why."""
         self._engine.core.bypass(reason)
         return self._run_inner(args, kwargs)
+
+    def _alone(self) -> Any:
+        """Return the layer as a call of it without the cache runs."""
+        raise NotImplementedError
+
+    def _twin(self, **options: Any) -> Any:
+        """Return a wrapper of the same layer with other options and a cache of its own."""
+        raise NotImplementedError
 
     def _run_inner(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the layer as if there were no cache."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import sys
 from collections.abc import Callable
@@ -11,9 +12,11 @@ from typing import Any
 
 from tensorkey import errors
 from tensorkey._layer_runner import arguments_of
+from tensorkey._random_state import RandomState
 from tensorkey._sizes import format_bytes
 
-_RUNS = 5
+_RUNS = 9  # fingerprint="auto" looks at all weights until it has measured 8
+_LONGEST = 2.0  # seconds of such runs, but never fewer than 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Check:
     """What the answers are known to depend on besides the rows."""
     assumptions: list[str]
     """What could not be read."""
+    notes: list[str]
+    """What else to know."""
     milliseconds_layer: float
     """A call of the layer alone, the median of some."""
     milliseconds_miss: float
@@ -61,18 +66,21 @@ class Check:
             ]
         lines += [("depends on", text) for text in self.scope]
         lines += [("assumed", text) for text in self.assumptions or ["nothing"]]
+        lines += [("note", text) for text in self.notes]
         return "\n".join(f"{name:<12} {text}" for name, text in lines)
 
 
 def check(layer: Any, batch: Any) -> Check:
     """Measure what a cache in front of a layer would come to.
 
-    The layer runs some twenty times on the batch, the probe included. Nothing is kept.
+    The layer runs some thirty times, the probe included, as in inference. Nothing is kept: buffers
+    and the random state are put back.
 
     Parameters
     ----------
     layer
-        A module of PyTorch or a layer of Keras; or a cached layer, whose options then count.
+        A module of PyTorch or a layer of Keras; or a cached layer, whose options then count, but
+        not its cache.
     batch
         A batch as the layer will see it: a tuple is arguments by position, a mapping arguments by
         name, anything else one argument.
@@ -81,6 +89,11 @@ def check(layer: Any, batch: Any) -> Check:
     -------
     Check
         Print it.
+
+    Raises
+    ------
+    tensorkey.errors.Unsupported
+        For something else than a layer. A layer that is refused is none: the table says why.
 
     Examples
     --------
@@ -92,25 +105,41 @@ def check(layer: Any, batch: Any) -> Check:
     (True, 32, True)
     """
     args, kwargs = arguments_of(batch)
-    alone, make = _makers(layer)
-    alone(*args, **kwargs)  # a first call may build and load
-    layer_seconds = _median(lambda: alone(*args, **kwargs))
-    cached = make()
+    alone, cached = _made(layer)
+    backend = cached._engine.backend
+    state = RandomState(backend)
+    saved = backend.save(cached._engine.fingerprint.read().tensors)
+    try:
+        with cached._inference():
+            calls = [functools.partial(one, *args, **kwargs) for one in (alone, cached)]
+            return _measured(cached, *calls)
+    finally:
+        state.restore()
+        backend.restore(saved)
+
+
+def _measured(cached: Any, alone: Callable[[], Any], call: Callable[[], Any]) -> Check:
+    alone()  # a first call may build and load
+    layer_seconds = _median(alone)
     rows, refused = 1, None
     hit = miss = float("nan")
     try:
-        cached(*args, **kwargs)  # Keras builds wrappers in a first call; the probe runs in it
-        cached(*args, **kwargs)
+        call()  # Keras builds wrappers in a first call; the probe runs in it
+        call()
         bypassed = [why for why in cached.stats.bypasses if "first call" not in why]
         refused = f"runs without the cache: {bypassed[0]}" if bypassed else None
     except errors.Error as error:
         refused = str(error)
-    stats = cached.stats
     if refused is None:
-        rows = stats.lookups // max(1, stats.batches)
-        hit = 1e3 * _median(lambda: cached(*args, **kwargs))
-        miss = 1e3 * _median_of_misses(cached, lambda: cached(*args, **kwargs))
         stats = cached.stats
+        rows = stats.lookups // max(1, stats.batches)
+        miss = 1e3 * _median(call, cached.cache_clear)
+        hit = 1e3 * _median(call)
+    stats = cached.stats
+    notes = []
+    weights = cached._engine.fingerprint.reading().tensors
+    if any(getattr(weight, "requires_grad", False) for weight in weights):
+        notes.append("while gradients are recorded it runs without the cache: it is trainable")
     return Check(
         rows=rows,
         verdict=stats.probe,
@@ -118,6 +147,7 @@ def check(layer: Any, batch: Any) -> Check:
         chunk=stats.chunk,
         scope=cached._engine.describe(),
         assumptions=stats.assumptions,
+        notes=notes,
         milliseconds_layer=1e3 * layer_seconds,
         milliseconds_miss=miss,
         milliseconds_hit=hit,
@@ -125,40 +155,32 @@ def check(layer: Any, batch: Any) -> Check:
     )
 
 
-def _makers(layer: Any) -> tuple[Callable[..., Any], Callable[[], Any]]:
-    """Return the layer alone, and a function that wraps it for the measurement."""
+def _made(layer: Any) -> tuple[Callable[..., Any], Any]:
+    """Return the layer alone, and wrapped for the measurement."""
     from tensorkey._cached import Cached
 
     if isinstance(layer, Cached):
-        return layer._alone(), lambda: layer._twin(memory="1 GiB", bypass="never")
+        return layer._alone(), layer._twin(memory="1 GiB", bypass="never")
     torch, keras = sys.modules.get("torch"), sys.modules.get("keras")
     if keras is not None and isinstance(layer, keras.layers.Layer):
         from tensorkey.keras import CachedLayer as OfKeras
 
-        return layer, lambda: OfKeras(layer, bypass="never")
+        return layer, OfKeras(layer, bypass="never")
     if torch is not None and isinstance(layer, torch.nn.Module):
         from tensorkey.torch import CachedLayer
 
-        return torch.no_grad()(layer), lambda: CachedLayer(layer, bypass="never")
+        return layer, CachedLayer(layer, bypass="never")
     raise errors.Unsupported(
         f"[check] {type(layer).__name__}; expected a torch.nn.Module, a Keras layer or "
         "a CachedLayer"
     )
 
 
-def _median(call: Callable[[], Any]) -> float:
-    return statistics.median(_seconds(call) for _ in range(_RUNS))
-
-
-def _median_of_misses(cached: Any, call: Callable[[], Any]) -> float:
-    times = []
-    for _ in range(_RUNS):
-        cached.cache_clear()
-        times.append(_seconds(call))
+def _median(call: Callable[[], Any], before: Callable[[], Any] = lambda: None) -> float:
+    times: list[float] = []
+    while len(times) < _RUNS and (len(times) < 3 or sum(times) < _LONGEST):
+        before()
+        start = perf_counter()
+        call()
+        times.append(perf_counter() - start)
     return statistics.median(times)
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    start = perf_counter()
-    call()
-    return perf_counter() - start

@@ -145,10 +145,13 @@ class _Question:
             yield present, f"seen in chunks of {chunk}, which have other bits"
         for seen, reason in self._seen:
             yield unknown - self._absent(self._tensors, seen.about, seen.weights).keys(), reason
-        variants = getattr(self._engine.backend, "variants", None)
-        for tensors, reason in variants(self._tensors, self._shapes) if variants else ():
+        variants = self._engine.backend.variants(self._tensors, self._shapes)
+        for tensors, reason in variants:
             # A dtype of the rows is a part of what they are looked up under, too.
-            places = [(self._about, weights), *((seen.about, seen.weights) for seen, _ in self._seen)]
+            places = [
+                (self._about, weights),
+                *((seen.about, seen.weights) for seen, _ in self._seen),
+            ]
             for place in places:
                 yield unknown - self._absent(tensors, *place).keys(), reason
 

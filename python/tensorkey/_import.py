@@ -128,7 +128,7 @@ def _safetensors(engine: Engine, path: Path) -> Iterator[tuple[str, Any]]:
     safetensors(engine, "import_entries")
     from safetensors import SafetensorError, safe_open
 
-    kind = "pt" if engine.backend.files == "torch" else "np"
+    kind = {"torch": "pt", "tensorflow": "tf"}[engine.backend.files]
     try:
         with safe_open(path, framework=kind) as file:
             for name in file.keys():  # noqa: SIM118  # a handle is no mapping

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tensorkey import errors
 from tensorkey._layer_runner import arguments_of
+from tensorkey._own_keys import is_function
 from tensorkey._sizes import format_bytes
 from tensorkey._stats import LayerStats
 
@@ -28,22 +31,36 @@ def precompute(
 ) -> LayerStats:
     """Run a layer over everything that a loader yields; return what was counted."""
     before = layer.stats
-    total = len(batches) if hasattr(batches, "__len__") else None
+    core = layer._engine.core
+    mode = core.mode
+    total = operator.length_hint(batches) or None
     with _bar(total, progress) as bar:
-        for number, batch in enumerate(batches):
-            if keys:
-                ids, inputs = batch
-                args, kwargs = (inputs,), {}
-                if not callable(inputs) or hasattr(inputs, "shape"):
-                    args, kwargs = arguments_of(inputs)
-                layer.with_keys(ids)(*args, **kwargs)
-            else:
-                args, kwargs = arguments_of(batch)
-                layer(*args, **kwargs)  # type: ignore[operator]  # a layer is called
-            if bar is not None:
-                bar.update(number + 1, before, layer.stats)
+        if mode == "auto":
+            core.mode = "never"  # what nothing is found of yet looks not worth its cost
+        try:
+            for number, batch in enumerate(batches):
+                with layer._inference():
+                    _fill(layer, batch, keys)
+                if bar is not None:
+                    bar.update(number + 1, before, layer.stats)
+        finally:
+            core.mode = mode
         layer.cache.flush()
     return layer.stats.since(before)
+
+
+def _fill(layer: Cached, batch: Any, keys: bool) -> None:
+    call: Any = layer
+    if keys:
+        ids, batch = batch
+        call = layer.with_keys(ids)
+        if is_function(batch):
+            call(batch)
+            return
+    if type(batch) is list:  # as a DataLoader makes of tuples
+        batch = tuple(batch)
+    args, kwargs = arguments_of(batch)
+    call(*args, **kwargs)
 
 
 def _bar(total: int | None, progress: bool | None) -> AbstractContextManager[Bar | None]:
@@ -53,7 +70,9 @@ def _bar(total: int | None, progress: bool | None) -> AbstractContextManager[Bar
         import rich.progress  # noqa: F401
     except ImportError:
         if progress:
-            raise
+            raise errors.Unsupported(
+                "[precompute] the package rich is not installed: pip install tensorkey[cli]"
+            ) from None
         return nullcontext()
     return _RichBar(total)
 
@@ -85,17 +104,33 @@ class _RichBar(AbstractContextManager["_RichBar"]):
         self._progress.stop()
 
     def update(self, batches: int, before: LayerStats, now: LayerStats) -> None:
-        done = now.since(before)
         seconds = perf_counter() - self._start
-        text = ", ".join(_told(done, seconds, batches, self._total, now.bytes - before.bytes))
+        text = ", ".join(told(now.since(before), seconds, batches, self._total))
         self._progress.update(self._task, completed=batches, text=text)
 
 
-def _told(
-    done: LayerStats, seconds: float, batches: int, total: int | None, grown: int
-) -> Iterator[str]:
+def told(done: LayerStats, seconds: float, batches: int, total: int | None) -> Iterator[str]:
+    """Tell how far a fill is.
+
+    Parameters
+    ----------
+    done
+        What it counted so far.
+    seconds
+        That it took.
+    batches, total
+        Of the loader: done, and all of them if that is known.
+
+    Examples
+    --------
+    >>> from tensorkey._stats import CacheStats
+    >>> done = LayerStats(lookups=200, hits=50, misses=150, cache=CacheStats(bytes=300, entries=3))
+    >>> list(told(done, 2.0, 10, 40))
+    ['100 rows/s', '25% hits', 'about 58.6 KiB new in the end']
+    """
     yield f"{done.lookups / max(seconds, 1e-9):.0f} rows/s"
     if done.lookups:
         yield f"{done.hits / done.lookups:.0%} hits"
-    if total and done.misses and grown > 0:
-        yield f"about {format_bytes(grown * total // batches)} in the end"
+    if total and done.entries:
+        a_row = done.bytes / done.entries
+        yield f"about {format_bytes(int(a_row * done.misses * total / batches))} new in the end"

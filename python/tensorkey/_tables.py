@@ -104,12 +104,8 @@ def _name(one: Id) -> str:
 
 def safetensors(engine: Engine, where: str) -> Any:
     """Return the module of safetensors for the layer's framework."""
-    backend = engine.backend
-    framework = getattr(backend, "files", None)
-    if framework is None:
-        raise errors.Unsupported(f"[{where}] there are no files for {backend.name}")
     try:
-        return importlib.import_module(f"safetensors.{framework}")
+        return importlib.import_module(f"safetensors.{engine.backend.files}")
     except ImportError:
         raise errors.Unsupported(
             f"[{where}] the package safetensors is not installed: pip install safetensors"

@@ -165,7 +165,7 @@ class Rows:
 
     # For files, hints and explanations.
 
-    environment_names = (
+    environment_names: tuple[str, ...] = (
         *("PyTorch", "mode", "device", "machine", "CPU capability or CUDA", "CPU or GPU model"),
         *("threads", "matmul precision", "convolution precision", "RNN precision"),
         *("deterministic algorithms", "autocast", "default dtype", "oneDNN", "NNPACK"),

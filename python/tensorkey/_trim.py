@@ -51,7 +51,7 @@ def canonical(length: int) -> int:
 class _Resized(Runner):
     """Remembers that the layer failed, which it may do for the length alone."""
 
-    failed: Exception | None = None
+    refusal: Exception | None = None
 
     def run(self, positions: list[int]) -> Output:
         """Run the layer on copies of these rows."""
@@ -60,7 +60,7 @@ class _Resized(Runner):
         except Bypass:
             raise
         except Exception as error:
-            self.failed = error
+            self.refusal = error
             raise Bypass(f"trim: the layer fails at another length: {error}") from error
 
 
@@ -78,8 +78,6 @@ class Trimmed:
         name, self.dim = engine.options.trim
         self._engine, self._arguments = engine, arguments
         backend = engine.backend
-        if not hasattr(backend, "trimmed"):
-            raise Bypass(f"trim: there is none for {backend.name}")
         # Of the tensors that the caller gave: parts of them have no gradients and are plain.
         reason = backend.unfit_inputs(arguments.tensors)
         if reason is not None:
@@ -107,9 +105,7 @@ class Trimmed:
                 raise Bypass(f"trim: {path} {shape} may have tokens along more than one dim")
             beside += path != mask
         if not beside:
-            raise Bypass(
-                f"trim: nothing but the mask has {self.full} entries along dim {self.dim}"
-            )
+            raise Bypass(f"trim: nothing but the mask has {self.full} entries along dim {self.dim}")
 
     def _has_tokens(self, tensor: Any) -> bool:
         return len(tensor.shape) > self.dim and int(tensor.shape[self.dim]) == self.full
@@ -154,7 +150,7 @@ class Trimmed:
             try:
                 answer = engine.ask(part, None, runner, part.form)
             except Bypass:
-                if not isinstance(runner, _Resized) or runner.failed is None:
+                if not isinstance(runner, _Resized) or runner.refusal is None:
                     raise
                 groups.insert(0, (self.full, positions, wanted))  # what fails there too, passes
                 continue
@@ -166,8 +162,10 @@ class Trimmed:
         return engine.together(gathered.form, gathered.answer, gathered.memories, self._arguments)
 
     def by_token(self, answer: _core.LayerAnswer, to: int, part: Arguments) -> list[bool]:
-        """Return for each leaf whether it has a length: found out by a run of one row at
-        half of it, which counts as one of the probe."""
+        """Return for each leaf whether it has a length.
+
+        Found out once, by a run of one row at half of it, which counts as one of the probe.
+        """
         if to == self.full and all(length == self.full for length in self.lengths):
             return [False] * len(answer.leaves)  # the output as it is
         engine, dim = self._engine, self.dim
