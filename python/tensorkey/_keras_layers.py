@@ -9,8 +9,13 @@ from typing import Any
 
 import keras
 
-from tensorkey import _core
+from tensorkey import _core, errors
 from tensorkey._reading import Reading
+from tensorkey._watch import Watch
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_ENGINE = frozenset({"_below", "_engine", "_fingerprint", "_options"})
+"""Of a cached layer inside another: what it does not compute with."""
 
 
 class _Unreadable:
@@ -25,7 +30,13 @@ class KerasLayers:
     """
 
     roots = frozenset({"keras", "tensorflow", "torch", "jax", "tensorkey"})
-    unguarded: str | None = "variables of Keras count no versions"
+
+    @property
+    def unguarded(self) -> str | None:
+        """Why variables cannot be guarded: on PyTorch they can, as they are its tensors."""
+        if keras.backend.backend() == "torch":
+            return None
+        return f"variables of {keras.backend.backend()} count no versions"
 
     def tensor(self, value: Any) -> Any | None:
         """Return what to digest of a variable or tensor."""
@@ -50,7 +61,11 @@ class KerasLayers:
     def attributes(self, module: Any) -> dict[str, Any]:
         """Return what counts."""
         own = {key: value for key, value in vars(module).items() if key not in _base_attributes()}
-        own = {key: value for key, value in own.items() if not key.startswith("_self_")}
+        own = {
+            key: value
+            for key, value in own.items()
+            if not key.startswith("_self_") and key not in _ENGINE
+        }
         by_keras = type(module).__module__.partition(".")[0] == "keras"
         if by_keras:
             own = {key: value for key, value in own.items() if _foreign(value)}
@@ -76,9 +91,45 @@ class KerasLayers:
         """Return None: no layer has a form of its own."""
         return None
 
-    def guard(self, tensors: Sequence[Any], modules: Sequence[Any]) -> _core.Guard | None:
-        """Return None."""
-        return None
+    def guard(self, tensors: Sequence[Any], modules: Sequence[Any]) -> Any:
+        """Return a guard on PyTorch, None elsewhere.
+
+        Arrays of NumPy among the tensors are left to the strict check.
+        """
+        if self.unguarded is not None:
+            return None
+        try:
+            return _LayerGuard(self, tensors, modules)
+        except errors.Unsupported:  # a tensor made in inference mode
+            return None
+
+
+class _LayerGuard:
+    """Whether tensors of PyTorch have their versions and layers their attributes and variables."""
+
+    def __init__(
+        self, framework: KerasLayers, tensors: Sequence[Any], modules: Sequence[Any]
+    ) -> None:
+        self._watch = Watch()
+        for module in modules:
+            self._watch.add_object(module)
+            for container in framework.containers(module):
+                if isinstance(container, dict):
+                    self._watch.add_dict(container)
+                else:
+                    self._watch.add_sequence(container)
+        hooks = [getattr(m, name) for m in modules for name in _HOOKS if hasattr(m, name)]
+        plain = [tensor for tensor in tensors if type(tensor).__module__ != "numpy"]
+        self._guard = _core.Guard(plain, hooks, [])
+
+    def unchanged(self) -> bool:
+        return self._watch.unchanged() and self._guard.unchanged()
+
+    def hooked(self) -> bool:
+        return self._guard.hooked()
+
+    def trainable(self) -> bool:
+        return self._guard.trainable()
 
 
 def _foreign(value: Any) -> bool:

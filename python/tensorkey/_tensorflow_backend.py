@@ -17,9 +17,19 @@ import tensorflow as tf
 from tensorflow.python.eager import forwardprop_util, record
 from tensorflow.python.framework import config as framework_config
 
+from tensorkey._fingerprint import Fingerprint
 from tensorkey._tensorflow_rows import Rows
 
-__all__ = ["Rows"]
+__all__ = [
+    "Rows",
+    "differentiated",
+    "environment",
+    "inference",
+    "recording",
+    "transform",
+    "unfit_inputs",
+    "unfit_layer",
+]
 
 
 def transform() -> str | None:
@@ -33,18 +43,13 @@ def transform() -> str | None:
 
 
 def unfit_inputs(inputs: Sequence[Any]) -> str | None:
-    """Return why these inputs have no rows to look up."""
-    rows = -1
+    """Return why rows of these inputs cannot be looked up."""
     for tensor in inputs:
-        if not isinstance(tensor, tf.Tensor) or not hasattr(tensor, "numpy"):
+        if not hasattr(tensor, "numpy"):
             return f"an input that is no eager tensor: {type(tensor).__name__}"
-        if not tensor.shape.rank:
-            return "an input of rank 0 has no rows"
-        if rows < 0:
-            rows = tensor.shape[0]
-        elif rows != tensor.shape[0]:
-            return "inputs with different batch sizes"
-    return None if rows else "a batch of 0 rows"
+        if tensor.dtype in (tf.string, tf.variant, tf.resource):
+            return f"an input of dtype {tensor.dtype.name}"
+    return None
 
 
 def recording() -> bool:
@@ -71,8 +76,8 @@ def _machine() -> str:
     return f"{platform.machine()} {os.environ.get('TF_ENABLE_ONEDNN_OPTS', '')} {flags}"
 
 
-def unfit_layer(modules: Sequence[Any]) -> str | None:
-    """Return why a layer with these sublayers must run: nothing here."""
+def unfit_layer(fingerprint: Fingerprint) -> str | None:
+    """Return why a layer must run: nothing here."""
     return None
 
 
@@ -87,7 +92,8 @@ def environment(tensor: Any, portable: bool = False) -> tuple[object, ...]:
         tf.__version__,
         "eager",
         tensor.device,
-        *(() if portable else (_machine(), threads)),
+        "" if portable else _machine(),
+        0 if portable else threads,
         framework_config.is_op_determinism_enabled(),
         tf.config.experimental.tensor_float_32_execution_enabled(),
     )

@@ -17,10 +17,9 @@ True
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from time import perf_counter
 from typing import Any
 
@@ -28,39 +27,23 @@ import keras
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from tensorkey import errors
-from tensorkey._backend import Bypass, Unsuited
+from tensorkey._backend import Bypass
 from tensorkey._cached import Cached
 from tensorkey._fingerprint import Fingerprint
 from tensorkey._frontend import Engine
-from tensorkey._keras_layers import KerasLayers, variables_of
+from tensorkey._keras_layers import KerasLayers
+from tensorkey._keras_rows import KerasSignature, rows_of, signature_of
 from tensorkey._options import Options
+from tensorkey._stats import LayerStats
 
 __all__ = ["CachedLayer"]
 
 _OPTIONS = frozenset(field.name for field in dataclasses.fields(Options))
 _SAVED = (
     *("memory", "rows", "chunk", "by", "fingerprint", "ignore", "environment", "trim", "probe"),
-    *("bits", "index", "bypass", "on_error", "verify", "tolerance", "codec"),
+    *("bits", "bypass", "on_error", "verify", "tolerance", "codec"),
 )
-_UNFROZEN = (
-    "weights are trainable while gradients are recorded: set layer.trainable = False, or call it "
-    "outside the GradientTape"
-)
-
-
-_flash_attention: Any = getattr(keras.config, "is_flash_attention_enabled", lambda: None)
-
-
-def _settings() -> tuple[object, ...]:
-    """Return the settings of Keras that layers look at when they run."""
-    config = keras.config
-    return (
-        keras.__version__,
-        config.floatx(),
-        config.epsilon(),
-        config.image_data_format(),
-        _flash_attention(),
-    )
+_SERIALIZED = ("state", "outputs")
 
 
 def _load_backend() -> Any:
@@ -70,37 +53,6 @@ def _load_backend() -> Any:
             f"[CachedLayer] the Keras backend is {name!r}; expected 'tensorflow' or 'torch'"
         )
     return importlib.import_module(f"tensorkey._{name}_backend")
-
-
-def _backend_of(wrapper: CachedLayer, below: Any) -> Any:
-    """Return the engine's backend: the framework below, running a Keras layer."""
-
-    class KerasRows(below.Rows):  # type: ignore[misc]
-        name = f"keras-{keras.backend.backend()}"
-
-        def run(self, *args: Any, **kwargs: Any) -> Any:
-            return wrapper._run_rows(args, kwargs)
-
-        def unfit_inputs(self, tensors: Sequence[Any]) -> str | None:
-            return wrapper._unfit_inputs(tensors)
-
-        def unfit_layer(self) -> str | None:
-            return below.unfit_layer(wrapper._fingerprint)  # type: ignore[no-any-return]
-
-        def environment(self, tensor: Any, portable: bool) -> tuple[object, ...]:
-            return (*below.environment(tensor, portable), *_settings())
-
-        def save(self, tensors: Sequence[Any]) -> Any:
-            kept = []
-            for part in wrapper.layer._flatten_layers():
-                kept += variables_of(part)[len(part._trainable_variables) :]
-            return [(variable, keras.ops.copy(variable.value)) for variable in kept]
-
-        def restore(self, saved: Any) -> None:
-            for variable, value in saved:
-                variable.assign(value)
-
-    return KerasRows()
 
 
 @keras.saving.register_keras_serializable(package="tensorkey")
@@ -117,8 +69,8 @@ class CachedLayer(Cached, keras.layers.Wrapper):  # type: ignore[misc]
         A Keras layer or model. Its inputs and outputs are nests of tensors; see
         :class:`tensorkey.torch.CachedLayer`.
     **options
-        Those of :class:`tensorkey.torch.CachedLayer` but `method`, by keyword; and those of
-        keras.layers.Layer, such as name.
+        Those of :class:`tensorkey.torch.CachedLayer` but `method`, `compile` and
+        ``index="cpu_input"``; and those of keras.layers.Layer, such as name.
 
     Examples
     --------
@@ -138,78 +90,92 @@ class CachedLayer(Cached, keras.layers.Wrapper):  # type: ignore[misc]
                 f"[CachedLayer] layer is {type(layer).__name__}; expected a Keras layer"
             )
         own = {key: options.pop(key) for key in list(options) if key in _OPTIONS}
+        converts = getattr(layer, "_convert_input_args", True)
         options.setdefault("dtype", layer.dtype_policy)
-        options.setdefault("autocast", layer.autocast)
+        options.setdefault("autocast", layer.autocast and converts)
         super().__init__(layer, **options)
         self.supports_masking = layer.supports_masking
         self.supports_jit = layer.supports_jit
-        self._options = Options(**own)
+        # Keras looks for masks, and for the first argument, by the names of the layer's own.
+        self._call_signature = signature_of(layer)
+        self._allow_non_tensor_positional_args = layer._allow_non_tensor_positional_args
+        self._options = chosen = Options(**own)
+        if chosen.index != "input":
+            raise errors.Unsupported(
+                f"[CachedLayer] index is {chosen.index!r}; expected 'input': Keras moves inputs to "
+                "the device of the layer before it is called"
+            )
         self._below = _load_backend()
-        chosen = self._options
         self._fingerprint = Fingerprint(
             KerasLayers(), lambda: self.layer, chosen.fingerprint, chosen.ignore, chosen.state
         )
-        backend = _backend_of(self, self._below)
+        backend = rows_of(self, self._below)
         self._engine = Engine(backend, self._fingerprint, chosen, layer.call, "call")
+        self._engine.signature = KerasSignature(self, backend, whole=self._engine.whole)
 
     # The call.
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run a layer without trainable weights as in inference, below too."""
-        symbolic = any(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten(args))
-        if not symbolic and not self.layer.trainable_weights and self._has_training:
-            kwargs["training"] = False
-        if not symbolic and self.built and self.layer.built and self._engine.core.aside():
-            return self.layer(*args, **kwargs)
+        if not _is_symbolic(args, kwargs):
+            self._set_training(kwargs)
+            if self.built and self.layer.built and self._engine.core.aside():
+                return self.layer(*args, **kwargs)
         return super().__call__(*args, **kwargs)
 
-    @functools.cached_property
-    def _has_training(self) -> bool:
-        return bool(self.layer._call_has_training_arg)
+    def _set_training(self, kwargs: dict[str, Any]) -> None:
+        if not self.layer.trainable_weights:
+            kwargs["training"] = False
 
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """Answer from the cache where possible; run the layer for the rest."""
-        below, engine = self._below, self._engine
         start = perf_counter()
-        reason = below.transform() or self._unfit(args)
+        reason = self._reason_to_bypass()
         if reason is None and training and self.layer.trainable_weights:
             reason = "training=True and trainable weights: set layer.trainable = False"
         if reason is None:
             try:
-                return engine.call(args, kwargs, start)
+                return self._engine.call(args, kwargs, start)
             except Bypass as bypass:
                 reason = str(bypass)
-        engine.core.bypass(reason)
-        return self.layer(*args, **kwargs)
+        return self._run_alone(args, kwargs, reason)
 
-    def _unfit(self, args: Sequence[Any]) -> str | None:
-        if not self.layer.built:
+    def _reason_to_bypass(self) -> str | None:
+        reason: str | None = self._below.transform()
+        if reason is None and not self.layer.built:
             return "the first call builds the layer"
-        if in_stateless_scope():
+        if reason is None and in_stateless_scope():
             return "a stateless call"
-        for tensor in keras.tree.flatten(args):
-            if getattr(tensor, "_keras_mask", None) is not None:
-                return "an input with a mask"
-        return None
-
-    def _unfit_inputs(self, tensors: Sequence[Any]) -> str | None:
-        below = self._below
-        reason: str | None = below.unfit_inputs(tensors)
-        if reason is None and below.recording():
-            if below.differentiated(tensors):
-                return "a gradient with respect to the input is recorded"
-            if self.layer.trainable_weights:
-                return _UNFROZEN
         return reason
 
-    def _run_rows(self, args: Any, kwargs: Any) -> Any:
-        layer = self.layer
-        with self._below.inference():
-            output = layer(*args, **kwargs)
-        if any(part._losses for part in layer._flatten_layers()):
-            layer._clear_losses()
-            raise Unsuited("it adds losses, which a hit would leave out")
-        return output
+    def _run_inner(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        kwargs = dict(kwargs)
+        self._set_training(kwargs)
+        return self.layer(*args, **kwargs)
+
+    def _alone(self) -> Any:
+        """Return the layer as a call of it without the cache runs."""
+
+        def alone(*args: Any, **kwargs: Any) -> Any:
+            with self._below.inference():
+                return self._run_inner(args, kwargs)
+
+        return alone
+
+    def _twin(self, **options: Any) -> CachedLayer:
+        """Return a wrapper of the same layer with other options and a cache of its own."""
+        changed = {"cache": None, "disk": None, "disk_limit": None} | options
+        kept = dataclasses.replace(self._options, **changed)
+        given = {field.name: getattr(kept, field.name) for field in dataclasses.fields(kept)}
+        return CachedLayer(self.layer, **given)
+
+    def precompute(
+        self, batches: Iterable[Any], *, keys: bool = False, progress: bool | None = None
+    ) -> LayerStats:
+        """Fill the cache; see :meth:`tensorkey.torch.CachedLayer.precompute`."""
+        if not self.layer.built:
+            batches = _first_twice(batches)
+        return super().precompute(batches, keys=keys, progress=progress)
 
     def __repr__(self) -> str:
         return f"<CachedLayer name={self.name} layer={self.layer!r} {self._describe()}>"
@@ -242,10 +208,11 @@ class CachedLayer(Cached, keras.layers.Wrapper):  # type: ignore[misc]
         """
         options = self._options.portable()
         scope = options.scope.encode() if isinstance(options.scope, str) else options.scope
-        kept = {name: getattr(options, name) for name in _SAVED}
+        serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),
-            **kept,
+            **{name: getattr(options, name) for name in _SAVED},
+            **{name: serialize(getattr(options, name)) for name in _SERIALIZED},
             "scope": scope.hex(),
             "keyed": self._options.secret is not None,
         }
@@ -256,6 +223,24 @@ class CachedLayer(Cached, keras.layers.Wrapper):  # type: ignore[misc]
         config = dict(config)
         config["scope"] = bytes.fromhex(config["scope"])
         config["secret"] = os.urandom(32) if config.pop("keyed") else None
-        for name in ("ignore", "trim"):
-            config[name] = config[name] and tuple(config[name])
+        for name in _SERIALIZED:
+            value = config.get(name)
+            config[name] = keras.saving.deserialize_keras_object(value, custom_objects)
+        for name in ("ignore", "trim", "outputs"):
+            value = config.get(name)
+            config[name] = tuple(value) if isinstance(value, list) else value
         return super().from_config(config, custom_objects)  # type: ignore[no-any-return]
+
+
+def _is_symbolic(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    if len(args) == 1 and not kwargs and keras.ops.is_tensor(args[0]):
+        return isinstance(args[0], keras.KerasTensor)
+    return any(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten((args, kwargs)))
+
+
+def _first_twice(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield batches, the first one twice: it builds the layer, and runs uncached."""
+    for number, batch in enumerate(batches):
+        if not number:
+            yield batch
+        yield batch
