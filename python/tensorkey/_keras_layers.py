@@ -31,12 +31,12 @@ class KerasLayers:
 
     roots = frozenset({"keras", "tensorflow", "torch", "jax", "tensorkey"})
 
-    @property
-    def unguarded(self) -> str | None:
-        """Why variables cannot be guarded: on PyTorch they can, as they are its tensors."""
-        if keras.backend.backend() == "torch":
-            return None
-        return f"variables of {keras.backend.backend()} count no versions"
+    def __init__(self) -> None:
+        below = keras.backend.backend()
+        guarded = below == "torch"  # there variables are its tensors
+        self.unguarded: str | None = (
+            None if guarded else f"variables of Keras on {below} count no versions"
+        )
 
     def tensor(self, value: Any) -> Any | None:
         """Return what to digest of a variable or tensor."""

@@ -1,4 +1,4 @@
-"""A Keras layer as the engine sees it: arguments as Keras converts them, rows run by what is below."""
+"""A Keras layer as the engine sees it: arguments as Keras converts them, rows run by a backend."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ import tensorflow as tf
 from tensorflow.python.eager import forwardprop_util, record
 from tensorflow.python.framework import config as framework_config
 
+from tensorkey import _core
 from tensorkey._fingerprint import Fingerprint
 from tensorkey._tensorflow_rows import Rows
 
@@ -66,14 +67,14 @@ def differentiated(inputs: Sequence[Any]) -> bool:
 
 
 @functools.cache
-def _machine() -> str:
-    flags = ""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text(errors="replace").splitlines()
-        wanted = ("model name", "flags", "Features", "CPU part")
-        flags = "\n".join(dict.fromkeys(line for line in lines if line.startswith(wanted)))
-    return f"{platform.machine()} {os.environ.get('TF_ENABLE_ONEDNN_OPTS', '')} {flags}"
+def _machine() -> tuple[str, str]:
+    """Return the CPU's model, and a digest of all that it can do."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    wanted = ("flags", "Features", "CPU part")
+    able = "\n".join(dict.fromkeys(line for line in lines if line.startswith(wanted)))
+    model = next((line for line in lines if line.startswith("model name")), "").partition(":")[2]
+    return model.strip(), _core.blake3(able.encode()).hex()[:16]
 
 
 def unfit_layer(fingerprint: Fingerprint) -> str | None:
@@ -92,7 +93,9 @@ def environment(tensor: Any, portable: bool = False) -> tuple[object, ...]:
         tf.__version__,
         "eager",
         tensor.device,
-        "" if portable else _machine(),
+        platform.machine(),
+        *(("", "") if portable else _machine()),
+        os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""),
         0 if portable else threads,
         framework_config.is_op_determinism_enabled(),
         tf.config.experimental.tensor_float_32_execution_enabled(),

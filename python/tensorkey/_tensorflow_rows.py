@@ -126,8 +126,8 @@ class Rows:
     # For files, hints and explanations.
 
     environment_names = (
-        *("TensorFlow", "mode", "device", "machine", "threads", "deterministic ops"),
-        "TensorFloat-32",
+        *("TensorFlow", "mode", "device", "machine", "CPU model", "CPU capability"),
+        *("TF_ENABLE_ONEDNN_OPTS", "threads", "deterministic ops", "TensorFloat-32"),
     )
     """Of the entries of environment(), for people."""
 
