@@ -202,7 +202,7 @@ class Destination {
     const std::size_t size = checked_bytes(view, "LayerAnswer.assemble");
     std::int64_t contiguous = static_cast<std::int64_t>(item_size(view.dtype));
     for (std::size_t i = view.strides.size(); i-- > 0;) {
-      if (view.shape[i] > 1 && view.strides[i] * view.stride_unit != contiguous) {
+      if (size > 0 && view.shape[i] > 1 && view.strides[i] * view.stride_unit != contiguous) {
         throw Error(ErrorCode::kInvalidArgument,
                     "[LayerAnswer.assemble] the destination is not C-contiguous");
       }

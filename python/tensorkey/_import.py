@@ -90,7 +90,7 @@ def _npz(engine: Engine, path: Path) -> Iterator[tuple[str, Any]]:
     import numpy
 
     try:
-        with numpy.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, numpy.load(raw, allow_pickle=False) as file:
             for name in file.files:
                 _check_header(file.zip, name)
                 yield name, _converted(engine, path, name, file[name])

@@ -91,26 +91,33 @@ class KeyedLayer:
         tensorkey.errors.InvalidArgument
             Unless there is one key for each row.
         """
-        start = perf_counter()
-        layer, ids = self._layer, self._ids
-        fetch = inputs[0] if len(inputs) == 1 and not kwargs and is_function(inputs[0]) else None
-        reason = layer._reason_to_bypass()
-        aside = reason is None and layer._engine.core.aside()  # counts it
-        if reason is None and not aside:
-            try:
-                return layer._engine.call_with_keys(ids, fetch, inputs, kwargs, start)
-            except Bypass as bypass:
-                reason = str(bypass)
-        if fetch is not None:
-            inputs, kwargs = arguments_of(fetch(list(range(len(ids)))))
-        if aside:
-            return layer._run_inner(inputs, kwargs)
-        return layer._run_alone(inputs, kwargs, reason or "")
+        return answer_keyed(self._layer, self._ids, inputs, kwargs)
 
 
-# torch.compile leaves a graph for the lookup, as it does for the layer's own call.
-_call: Any = KeyedLayer.__call__
-_call._torchdynamo_disable = True
+def answer_keyed(
+    layer: Cached, ids: Sequence[Id], inputs: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Answer a batch by keys of the caller's own."""
+    start = perf_counter()
+    engine = layer._engine
+    fetch = inputs[0] if len(inputs) == 1 and not kwargs and is_function(inputs[0]) else None
+    reason = layer._reason_to_bypass()
+    aside = reason is None and engine.core.aside()  # counts it
+    if reason is None and not aside:
+        try:
+            return engine.call_with_keys(ids, fetch, inputs, kwargs, start)
+        except Bypass as bypass:
+            reason = str(bypass)
+    if fetch is not None:
+        inputs, kwargs = arguments_of(fetch(list(range(len(ids)))))
+    if aside:
+        return layer._run_inner(inputs, kwargs)
+    return layer._run_alone(inputs, kwargs, reason or "")
+
+
+_island: Any = answer_keyed  # torch.compile looks rows up between two graphs
+_island._torchdynamo_disable = True
+_island._torchdynamo_disable_msg = "rows are looked up by their keys between two graphs"
 
 
 def is_function(value: Any) -> bool:

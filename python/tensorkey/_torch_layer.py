@@ -25,6 +25,7 @@ from tensorkey._cached import Cached
 from tensorkey._fingerprint import Fingerprint
 from tensorkey._frontend import Engine
 from tensorkey._options import Options, parsed
+from tensorkey._own_keys import Id, KeyedLayer, answer_keyed
 from tensorkey._torch_backend import (
     Rows,
     any_global_hook,
@@ -297,6 +298,15 @@ class CachedLayer(Cached, nn.Module):
         vars(self)["_core"].bypass(reason)
         return self._run_inner(args, kwargs)
 
+    def with_keys(self, ids: Sequence[Id]) -> KeyedLayer:
+        """Return the layer for one batch under keys of the caller's own, one a row.
+
+        See :meth:`tensorkey._cached.Cached.with_keys`.
+        """
+        if _is_dynamo_compiling():
+            _keep_off()
+        return super().with_keys(ids)
+
     def _reason_to_bypass(self) -> str | None:
         return transform()
 
@@ -454,11 +464,12 @@ def _island(layer: CachedLayer, inputs: tuple[Any, ...], options: dict[str, Any]
 def _keep_off() -> bool:
     """Keep the compiler from what runs between two graphs. It calls this while it traces."""
     compiler: Any = importlib.import_module("torch._dynamo.eval_frame")
-    for function in (CachedLayer.forward, _island):
+    for function in (CachedLayer.forward, _island, KeyedLayer.__call__):
         compiler.skip_code(function.__code__)
     skip = compiler.FrameAction.SKIP
     everything = compiler.FrameExecStrategy(skip, skip)  # what it calls, too
-    compiler.set_code_exec_strategy(CachedLayer._eager.__code__, everything)
+    for function in (CachedLayer._eager, answer_keyed):
+        compiler.set_code_exec_strategy(function.__code__, everything)
     return True
 
 

@@ -137,6 +137,7 @@ class LayerCore {
   void share(const Plan& plan, const Decision& decision, const Secret& secret, double seconds);
   [[noreturn]] void refuse(const Decision& decision);
   // What a process has stored of the plan of a call, if it can be followed.
+  [[nodiscard]] bool nothing_missing(const LayerCall& call, const Decision& decision);
   [[nodiscard]] std::optional<Decision> stored(const LayerCall& call, std::uint32_t asked);
   // Of all placements, or of pending ones. REQUIRES: the mutex.
   void forget_forms(bool pending);

@@ -108,6 +108,7 @@ namespace {
 constexpr std::uint32_t kDefaultChunk = 32;  // the smallest size without scalar tails in float32
 constexpr std::size_t kRowsForAChunk = 16;
 constexpr const char* kUnproven = "unproven: probe=False";
+constexpr const char* kVouched = "unproven: only stored answers so far";
 constexpr std::size_t kMostPlans = 256;
 constexpr std::size_t kMostScopes = std::size_t{1} << 16;
 constexpr auto kPause = std::chrono::milliseconds(2);
@@ -277,19 +278,25 @@ std::optional<Decision> LayerCore::find_out(Plan& plan, const LayerCall& call, L
   std::optional<Decision> known;
   if (options.probe) known = stored(call, asked);
   if (known && (known->verdict.complete || call.vouched || different.size() < 2)) return known;
-  const bool proves = options.probe && !call.vouched;
-  if (!proves && (same_layer || options.rows_are_batches)) {
-    Decision decision{.verdict = {.chunk = asked, .text = kUnproven}, .vouched = call.vouched};
+  if (!options.probe || call.vouched) {
+    Decision decision{.verdict = {.chunk = asked, .text = kUnproven}};
     if (same_layer) {
       decision.verdict.chunk = same_layer->verdict.chunk;
       decision.by_row = same_layer->by_row;
+    } else if (!options.rows_are_batches) {
+      decision = run_probe(runner, different, asked, true);
+    }
+    decision.vouched = call.vouched;
+    if (call.vouched && decision.unfit.empty()) decision.verdict.text = kVouched;
+    if (options.probe && decision.unfit.empty()) {  // others find the rows, and prove it
+      decision.verdict.complete = false;
+      share(plan, decision, call.secret, 0);
     }
     return decision;
   }
-  if (!proves) {
-    Decision decision = run_probe(runner, different, asked, true);
-    decision.vouched = call.vouched;
-    return decision;
+  const Decision* const unproven = before ? before.get() : known ? &*known : nullptr;
+  if (unproven != nullptr && !unproven->verdict.refused && nothing_missing(call, *unproven)) {
+    return before ? std::nullopt : known;
   }
   if (!before && !known && same_layer) {
     Decision decision{.verdict = same_layer->verdict, .by_row = same_layer->by_row};
@@ -297,7 +304,7 @@ std::optional<Decision> LayerCore::find_out(Plan& plan, const LayerCall& call, L
     return decision;
   }
   const Clock::time_point start = Clock::now();
-  Decision decision = run_probe(runner, different, asked, false);
+  Decision decision = run_probe(runner, different, known ? known->verdict.chunk : asked, false);
   if (!decision.unfit.empty()) return decision;
   // Another process may have found out meanwhile.
   known = stored(call, asked);
@@ -308,6 +315,13 @@ std::optional<Decision> LayerCore::find_out(Plan& plan, const LayerCall& call, L
   }
   share(plan, decision, call.secret, seconds_between(start, Clock::now()));
   return decision;
+}
+
+// Whether all rows are there, so that nothing is to be run.
+bool LayerCore::nothing_missing(const LayerCall& call, const Decision& decision) {
+  const Digest scope = scope_of(call.about, call.weights, decision.verdict.chunk);
+  const std::string_view bytes(reinterpret_cast<const char*>(scope.data()), scope.size());
+  return memo.missing(keys_of(call, bytes)).empty();
 }
 
 std::optional<Decision> LayerCore::stored(const LayerCall& call, std::uint32_t asked) {
