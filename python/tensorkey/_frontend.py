@@ -99,7 +99,7 @@ class Engine:
         self._environments: dict[tuple[bytes, bytes], Environments] | None = (
             {} if self.cache.has_store else None
         )
-        self.history = History(getattr(backend, "environment_names", ()))
+        self.history = History(backend.environment_names)
         self._padding = PaddingWatch()
         self._assumptions: dict[str, None] = {}
         self.cache.settle_before_flush(self)
@@ -241,7 +241,7 @@ class Engine:
         if self._padding.is_full or self.whole or self.options.trim is not None:
             return
         if tensors and len(tensors[0].shape) == 2:
-            rows = getattr(self.backend, "integers", lambda tensor: None)(tensors[0])
+            rows = self.backend.integers(tensors[0])
             if rows is not None:
                 self._padding.observe(rows, positions)
 
@@ -298,6 +298,8 @@ class Engine:
         self.history.clock = now = perf_counter()
         if answer.finish(now - start):
             self.fingerprint.observe(answer.seconds_layer)
+            if self.core.pending_full:
+                self.fingerprint.demand()
             if self._looks < _LOOKS and self._environments is not None:
                 self._look_elsewhere(arguments, self._environments)
             if answer.deviation[0]:

@@ -156,9 +156,13 @@ def test_another_environment():
     with torch.autocast("cpu", torch.bfloat16):
         reason = only(encoder.explain(x)).reason
     assert reason == "seen in another environment: autocast '' then, 'torch.bfloat16' now"
-    with torch.backends.mkldnn.flags(enabled=False):
+    torch.set_default_dtype(torch.float64)
+    try:
         reason = only(encoder.explain(x)).reason
-    assert reason == "seen in another environment: oneDNN True then, False now"
+    finally:
+        torch.set_default_dtype(torch.float32)
+    there = "default dtype 'torch.float32' then, 'torch.float64' now"
+    assert reason == f"seen in another environment: {there}"
 
 
 def test_other_arguments():
