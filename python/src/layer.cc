@@ -67,6 +67,11 @@ const char* name_of(BypassMode mode) {
   return "";
 }
 
+// What Python raises for good.
+struct Unsuited : LayerBypassed {
+  using LayerBypassed::LayerBypassed;
+};
+
 // The engine, and what only a frontend can count. Counters are written with the GIL.
 struct Engine {
   Engine(std::shared_ptr<ActivationCache> cache, const LayerOptions& options)
@@ -523,11 +528,8 @@ void init_engine(nb::module_& m) {
 void init_layer(nb::module_& m) {
   auto bypassed = nb::exception<LayerBypassed>(m, "Bypassed");
   bypassed.attr("__doc__") = "The call runs without the cache; the text says why.";
-  const nb::object unsuited =
-      nb::steal(PyErr_NewException("tensorkey._core.Unsuited", bypassed.ptr(), nullptr));
-  if (!unsuited.is_valid()) throw nb::python_error();
+  auto unsuited = nb::exception<Unsuited>(m, "Unsuited", bypassed);
   unsuited.attr("__doc__") = "So do all calls like it: outputs of this layer cannot be cached.";
-  m.attr("Unsuited") = unsuited;
   set_bypassed_classes(bypassed, unsuited);
   init_answer(m);
   init_engine(m);

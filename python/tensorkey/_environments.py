@@ -42,7 +42,7 @@ class Environments:
         if entry is None:
             return []
         try:
-            found = decode(bytes(memoryview(entry[0])), _no_tensor)
+            found = decode(_bytes_of(entry[0]), _no_tensor)
         except Exception:  # of any class, as decode() says: whoever wrote it
             return []
         if type(found) is not tuple or not all(type(one) is tuple for one in found):
@@ -71,6 +71,10 @@ class Environments:
                     "equal to rounding"
                 )
                 return
+
+
+def _bytes_of(stored: Any) -> bytes:
+    return bytes(memoryview(stored))
 
 
 def _no_tensor(number: int, note: Any) -> Any:

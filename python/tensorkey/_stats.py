@@ -301,7 +301,7 @@ class LayerStats(_Counters):
 
     def since(self, before: LayerStats) -> LayerStats:
         """Return what was counted after another snapshot of the same layer."""
-        counted = {}
+        counted: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             now, then = getattr(self, field.name), getattr(before, field.name)
             if field.name in _STATES or not isinstance(now, (int, float, dict)):

@@ -464,11 +464,13 @@ def _island(layer: CachedLayer, inputs: tuple[Any, ...], options: dict[str, Any]
 def _keep_off() -> bool:
     """Keep the compiler from what runs between two graphs. It calls this while it traces."""
     compiler: Any = importlib.import_module("torch._dynamo.eval_frame")
-    for function in (CachedLayer.forward, _island, KeyedLayer.__call__):
+    skipped: tuple[Any, ...] = (CachedLayer.forward, _island, KeyedLayer.__call__)
+    for function in skipped:
         compiler.skip_code(function.__code__)
     skip = compiler.FrameAction.SKIP
     everything = compiler.FrameExecStrategy(skip, skip)  # what it calls, too
-    for function in (CachedLayer._eager, answer_keyed):
+    avoided: tuple[Any, ...] = (CachedLayer._eager, answer_keyed)
+    for function in avoided:
         compiler.set_code_exec_strategy(function.__code__, everything)
     return True
 

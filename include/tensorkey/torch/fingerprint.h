@@ -85,7 +85,8 @@ inline Digest weights_digest(const std::vector<std::string>& names,
 struct LayerState {
   Digest structure{};
   Digest weights{};
-  bool pending = false;  // only a guard was asked
+  bool pending = false;     // only a guard was asked
+  std::uint64_t epoch = 0;  // of the engine's pending rows
 };
 
 // Thread-safe, but for what other threads do to the layer meanwhile.
@@ -109,10 +110,11 @@ class Watch {
     if (mode_ == Fingerprint::kManual) return {};
     const std::lock_guard lock(mutex_);
     if (mode_ != Fingerprint::kStrict && guarded_ && !demanded_) {
-      const bool due = mode_ == Fingerprint::kAuto && (schedule_.due() || engine.pending_full());
+      const bool due = engine.pending_full() || (mode_ == Fingerprint::kAuto && schedule_.due());
       if (!due && unchanged()) {
         LayerState state = known_;
-        state.pending = mode_ == Fingerprint::kAuto;
+        state.pending = true;
+        state.epoch = engine.epoch();
         return state;
       }
     }

@@ -172,7 +172,8 @@ class Layer {
     LayerCall call{.members = members,
                    .about = about_of(form, state),
                    .weights = state.weights,
-                   .pending = state.pending};
+                   .pending = state.pending,
+                   .epoch = state.epoch};
     if (options_.secret) call.secret = *options_.secret;
     Runner runner(arguments, form.is_row(), form.rows(), form.home(), function, watch_.source());
     LayerAnswer answer = engine_.answer(call, runner);
