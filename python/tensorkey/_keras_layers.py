@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
+from keras.src.backend.common import variables
 
 from tensorkey import _core, errors
 from tensorkey._reading import Reading
@@ -16,6 +17,10 @@ from tensorkey._watch import Watch
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _ENGINE = frozenset({"_below", "_engine", "_fingerprint", "_options"})
 """Of a cached layer inside another: what it does not compute with."""
+
+
+# Of all backends; keras.Variable was that of one before Keras 3.7.
+_VARIABLE: Any = getattr(variables, "KerasVariable", None) or variables.Variable
 
 
 class _Unreadable:
@@ -40,7 +45,7 @@ class KerasLayers:
 
     def tensor(self, value: Any) -> Any | None:
         """Return what to digest of a variable or tensor."""
-        if isinstance(value, keras.Variable):
+        if isinstance(value, _VARIABLE):
             return value._value  # .value would cast inside an autocast scope
         if keras.ops.is_tensor(value) and not isinstance(value, keras.KerasTensor):
             return value

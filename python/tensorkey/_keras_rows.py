@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 from keras.src.backend.common import global_state
-from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
 from tensorkey._backend import Bypass, Unsuited
 from tensorkey._inputs import Arguments, Signature
@@ -22,6 +21,7 @@ _UNFROZEN = (
     "outside the GradientTape"
 )
 _flash_attention: Any = getattr(keras.config, "is_flash_attention_enabled", lambda: None)
+_SEEDS = "global_seed_generator"  # its name among Keras's globals
 _SETTINGS = ("Keras", "floatx", "epsilon", "image data format", "Keras's flash attention")
 
 
@@ -149,7 +149,7 @@ def rows_of(wrapper: CachedLayer, below: Any) -> Any:
                 variable.assign(value)
 
         def random_state(self) -> Any:
-            generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+            generator = global_state.get_global_attribute(_SEEDS)
             drawn = generator and tuple(keras.ops.convert_to_numpy(generator.state).tolist())
             return (super().random_state(), drawn)
 
@@ -157,9 +157,9 @@ def rows_of(wrapper: CachedLayer, below: Any) -> Any:
             below_state, drawn = state
             super().set_random_state(below_state)
             if drawn is None:
-                global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, None)
+                global_state.set_global_attribute(_SEEDS, None)
             else:
-                generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+                generator = global_state.get_global_attribute(_SEEDS)
                 generator.state.assign(list(drawn))
 
     return KerasRows()
