@@ -5,8 +5,8 @@
 WordNet glosses in batches of any order and length, all-MiniLM-L6-v2 as Hugging Face gives it (ids
 and mask in, a ModelOutput out), a linear head that tells nouns, verbs and adjectives apart. With
 `trim` a text is keyed by its tokens without their padding, so it is found again in whatever batch
-it comes. `tk.check` says beforehand what caching would come to, `explain` says afterwards why rows
-would miss, `verify` recomputes some of the hits.
+it comes. `tk.check` says beforehand what caching would come to, `explain` says why rows would
+miss, `verify` computes some of the hits again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -28,18 +29,18 @@ from tensorkey.torch import CachedLayer
 
 logging.disable_progress_bar()
 
-WORDNET = "/usr/share/wordnet/data."
+WORDNET = Path("/usr/share/wordnet")
 KINDS = ("noun", "verb", "adj")
-ROWS, EPOCHS, BATCH = 384, 3, 64
+ROWS, EPOCHS, BATCH, LONGEST = 384, 3, 64, 32
 
 
 def read_glosses() -> list[tuple[str, int]]:
     """Return texts and their kinds."""
     rows = []
     for kind, name in enumerate(KINDS):
-        with open(WORDNET + name, encoding="utf-8") as file:
-            lines = [line for line in file if not line.startswith("  ")]  # the licence
-        rows += [(line.partition(" | ")[2].strip(), kind) for line in lines]
+        lines = (WORDNET / f"data.{name}").read_text(encoding="utf-8").splitlines()
+        glosses = [line.partition(" | ")[2].strip() for line in lines if line[0] != " "]
+        rows += [(gloss, kind) for gloss in glosses]
     return random.Random(0).sample(rows, ROWS)
 
 
@@ -57,19 +58,19 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(path)
     backbone = AutoModel.from_pretrained(path).eval().requires_grad_(False)
     glosses = read_glosses()
+    kinds = torch.tensor([kind for _, kind in glosses])
 
     def tokens(rows: list[int]) -> BatchEncoding:
         texts = [glosses[i][0] for i in rows]
-        return tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
+        return tokenizer(
+            texts, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt"
+        )
 
-    print(tk.check(backbone, dict(tokens(list(range(32))))), end="\n\n")
+    print(tk.check(backbone, tokens(list(range(32)))), end="\n\n")
 
-    encoder = CachedLayer(
-        backbone, memory="256 MiB", trim=("attention_mask", 1), verify=0.01, bypass="never"
-    )
+    encoder = CachedLayer(backbone, trim=("attention_mask", 1), verify=0.01, bypass="never")
     head = nn.Linear(384, len(KINDS))
     optimizer = torch.optim.Adam(head.parameters(), lr=0.01)
-    kinds = torch.tensor([kind for _, kind in glosses])
     order = list(range(ROWS))
     for epoch in range(EPOCHS):
         random.Random(epoch).shuffle(order)
@@ -87,9 +88,10 @@ def main() -> None:
 
     stats = encoder.stats
     print(f"\n{stats}\n")
-    if not tk._core.is_disabled():
-        assert stats.misses == len({text for text, _ in glosses}), "every text runs once"
-        assert not stats.deviating, "no hit differs from what the layer computes"
+    if stats.lookups:  # not with TENSORKEY_DISABLE
+        assert stats.misses <= ROWS, "no text runs twice"
+        assert stats.verified, "some of the hits were computed again"
+        assert not stats.deviating, "and none differs"
     with torch.autocast("cpu", torch.bfloat16):
         print(encoder.explain(**tokens(order[:8])))
 
