@@ -151,7 +151,7 @@ def _measured(cached: Any, alone: Callable[[], Any], call: Callable[[], Any]) ->
         milliseconds_layer=1e3 * layer_seconds,
         milliseconds_miss=miss,
         milliseconds_hit=hit,
-        bytes_row=(stats.bytes - stats.cache.metadata) // max(1, stats.entries),
+        bytes_row=int(statistics.median([entry.bytes for entry in cached.cache.snapshot()] or [0])),
     )
 
 
