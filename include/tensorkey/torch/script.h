@@ -45,6 +45,36 @@ inline std::string unmangled(std::string_view value) {
   }
 }
 
+// Without what tells warnings of one process apart: "[warn_id=3]".
+inline std::string unnumbered(std::string_view value) {
+  constexpr std::string_view kMark = "[warn_id=";
+  std::string out;
+  while (true) {
+    const std::size_t at = value.find(kMark);
+    if (at == std::string_view::npos) return out += value;
+    std::size_t end = at + kMark.size();
+    while (end < value.size() && value[end] >= '0' && value[end] <= '9') ++end;
+    const bool numbered = end > at + kMark.size() && end < value.size() && value[end] == ']';
+    out += value.substr(0, numbered ? at : end);
+    value.remove_prefix(numbered ? end + 1 : end);
+  }
+}
+
+// The text of a graph without places in files, which inner blocks show whatever is asked.
+inline std::string printed(const jit::Graph& graph) {
+  const std::string text = graph.toString(false);
+  std::string_view rest = text;
+  std::string out;
+  while (true) {
+    const std::size_t end = rest.find('\n');
+    const std::string_view line = rest.substr(0, end);
+    out += line.substr(0, line.find(" # "));
+    if (end == std::string_view::npos) return unmangled(unnumbered(out));
+    out += '\n';
+    rest.remove_prefix(end + 1);
+  }
+}
+
 [[noreturn]] inline void unreadable(const std::string& what) {
   throw Error(ErrorCode::kUnsupported, "[torch::cached] " + what +
                                            " in a scripted module cannot be read; use fingerprint "
@@ -127,7 +157,7 @@ class Methods {
       const std::shared_ptr<jit::Graph> graph = jit::toGraphFunction(*function).graph()->copy();
       jit::Inline(*graph);
       texts_.push_back(canonical::text(key));
-      texts_.push_back(canonical::text(unmangled(graph->toString(false))));
+      texts_.push_back(canonical::text(printed(*graph)));
       std::size_t count = 0;
       walk(*graph->block(), path_ + '.' + key, count, names);
     }
