@@ -374,10 +374,22 @@ TEST(Layer, VouchedAnswersAreNotProbed) {
   LayerEngine engine(memory(), {});
   ask(engine, rows(0, 20), clean, {.vouched = true});
   EXPECT_EQ(engine.stats().probe_runs, 2U);  // what the output is made of
-  EXPECT_EQ(engine.stats().verdict->text, "unproven: probe=False");
-  const auto answer = ask(engine, rows(0, 20), clean);
-  EXPECT_EQ(answer.hits, 20U);
+  EXPECT_EQ(engine.stats().verdict->text, "unproven: only stored answers so far");
+  EXPECT_EQ(ask(engine, rows(0, 20), clean).hits, 20U);
+  EXPECT_EQ(engine.stats().probe_runs, 2U);  // nothing was to be run
+  EXPECT_EQ(ask(engine, rows(0, 40), clean).hits, 20U);
   EXPECT_TRUE(engine.stats().verdict->text.starts_with("clean: "));
+}
+
+TEST(Layer, VouchedAnswersAreFoundByOthers) {
+  const auto cache = memory();
+  LayerEngine one(cache, {});
+  ask(one, rows(0, 20), clean, {.vouched = true});
+  LayerEngine other(cache, {});
+  EXPECT_EQ(ask(other, rows(0, 3), clean).hits, 3U);  // in the chunks of the first
+  EXPECT_EQ(other.stats().probe_runs, 0U);
+  EXPECT_EQ(ask(other, rows(10, 40), clean).hits, 10U);
+  EXPECT_TRUE(other.stats().verdict->text.starts_with("clean: "));
 }
 
 }  // namespace
