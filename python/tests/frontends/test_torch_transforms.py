@@ -203,13 +203,12 @@ def subclass(x):
 @pytest.mark.parametrize(
     ("inputs", "reason"),
     [
-        ((), "no tensor"),
-        (("text",), "no tensor: str"),
-        ((torch.ones(3, 2), None), "no tensor: NoneType"),
-        ((torch.ones(()),), "rank 0"),
-        ((torch.ones(0, 3),), "0 rows"),
-        ((torch.ones(3, 2), torch.ones(4, 2)), "different batch sizes"),
+        ((), "no tensor with rows among the arguments"),
+        (("text",), "no tensor with rows"),
+        ((torch.ones(()),), "no tensor with rows"),
+        ((torch.ones(0, 3),), "a batch of 0 rows"),
         ((subclass(torch.ones(3, 2)),), "a tensor subclass: Special"),
+        ((torch.ones(3, 2), object()), "object"),
         ((torch.ones(3, 2).to_sparse(),), "an input has no key"),
     ],
 )
@@ -219,6 +218,29 @@ def test_inputs_that_have_no_rows_run_uncached(inputs, reason):
     assert len(result) == len(inputs)
     assert all(one is other for one, other in zip(result, inputs, strict=True))
     assert bypassed(cached, reason)
+
+
+def test_other_arguments_are_part_of_every_key():
+    def forward(x, scale=1.0, *, table=None, mode="sum"):
+        shift = 0 if table is None else getattr(table, mode)()
+        return x * (1.0 if scale is None else scale) + shift
+
+    cached = CachedLayer(Anything(forward), bypass="never")
+    x, table = torch.arange(6.0).reshape(3, 2), torch.arange(4.0).reshape(4, 1)
+    calls = [
+        ((x,), {}),
+        ((x, None), {}),
+        ((x, 2.0), {}),
+        ((x, torch.tensor(3.0)), {}),
+        ((x,), {"table": table}),
+        ((x,), {"table": table + 1}),
+        ((x,), {"table": table, "mode": "mean"}),
+    ]
+    for _ in range(2):
+        for args, kwargs in calls:
+            assert torch.equal(cached(*args, **kwargs), forward(*args, **kwargs))
+    assert cached.stats.misses == cached.stats.hits == 3 * len(calls)
+    assert cached.stats.bypasses == {}
 
 
 def test_memory_formats_of_inputs_and_outputs():
@@ -274,26 +296,57 @@ def test_a_transformation_in_one_thread_is_none_in_another():
     assert bypassed(cached, "torch.func")
 
 
-def test_keyword_arguments_run_uncached():
-    cached = CachedLayer(Anything(lambda x, scale=1: x * scale))
+def test_keyword_arguments_are_those_of_the_signature():
+    class Scaled(nn.Module):
+        def forward(self, x, scale=1):
+            return x * scale
+
+    cached = CachedLayer(Scaled(), bypass="never")
     x = torch.ones(3, 2)
-    assert torch.equal(cached(x, scale=2), x * 2)
-    assert torch.equal(cached(x), x)
-    assert reasons(cached) == ["keyword arguments"]
+    for scale in (2, 3):
+        for call in (lambda s: cached(x, s), lambda s: cached(x, scale=s)):
+            assert torch.equal(call(scale), x * scale)
+        assert torch.equal(cached(scale=scale, x=x), x * scale)
+    for call in (lambda: cached(x), lambda: cached(x=x), lambda: cached(x, scale=1)):
+        assert torch.equal(call(), x)
+    assert cached.stats.misses == 3  # three calls of one row that is there thrice
+    assert cached.stats.hits == 9 * 3 - 3
+    assert cached.stats.bypasses == {}
+
+
+@pytest.mark.parametrize("probe", [True, False])
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: (x, x * 2), lambda x: {"a": x}, lambda x: [x, None, {"b": (x > 0, "text")}]],
+)
+def test_outputs_are_any_nest(function, probe):
+    cached = CachedLayer(Anything(function), probe=probe, bypass="never")
+    x = torch.randn(20, 2)
+    for _ in range(3):
+        result, expected = cached(x), function(x)
+        assert type(result) is type(expected)
+        torch.testing.assert_close(
+            result[0] if isinstance(result, list) else result,
+            (expected[0] if isinstance(result, list) else expected),
+            rtol=0,
+            atol=0,
+        )
+        assert str(result) == str(expected)
+    assert (cached.stats.misses, cached.stats.hits) == (20, 40)
+    assert cached.stats.bypasses == {}
 
 
 @pytest.mark.parametrize("probe", [True, False])
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
-        (lambda x: (x, x), "no single tensor: tuple"),
-        (lambda x: {"a": x}, "no single tensor: dict"),
-        (lambda x: None, "no single tensor: NoneType"),
-        (lambda x: x.sum(), "no single tensor: Tensor"),
-        (subclass, "no single tensor: Special"),
+        (lambda x: None, "its output holds no tensor"),
+        (lambda x: (x, object()), "object"),
+        (subclass, "a Special in the result"),
+        (lambda x: x.to_sparse(), "sparse"),
     ],
 )
-def test_outputs_that_are_no_tensor_run_uncached(function, reason, probe):
+def test_outputs_that_cannot_be_kept_run_uncached(function, reason, probe):
     cached = CachedLayer(Anything(function), probe=probe)
     for _ in range(3):
         result = cached(torch.ones(20, 2))
@@ -301,7 +354,16 @@ def test_outputs_that_are_no_tensor_run_uncached(function, reason, probe):
     stats = cached.stats
     assert bypassed(cached, reason)
     assert sum(stats.bypasses.values()) == 3
-    assert stats.entries == 0
+    assert stats.misses == 0 or not probe
+    assert stats.hits == 0
+
+
+@pytest.mark.parametrize("probe", [True, False])
+def test_a_sum_over_the_batch_is_refused(probe):
+    cached = CachedLayer(Anything(lambda x: x.sum()), probe=probe)
+    for _ in range(2):
+        with pytest.raises(errors.InvalidArgument, match="neither a row for each input row"):
+            cached(torch.randn(20, 2))
 
 
 def test_rows_of_different_shapes_run_uncached():
@@ -336,7 +398,7 @@ def test_lazy_modules_are_built_by_a_first_uncached_call():
         cached(x)
         cached(x)
         cached(x)
-    assert bypassed(cached, "forward hooks inside")
+    assert bypassed(cached, "run the lazy module once first")
     assert cached.stats.hits == 20
 
 
@@ -369,21 +431,25 @@ def test_what_the_fingerprint_cannot_read_is_an_assumption():
     assert cached.stats.assumptions == ["layer.handle: builtins.object"]
 
 
-def test_scripted_modules_are_refused_and_inside_run_uncached():
-    layer, cached, x = make()
-    scripted = torch.jit.script(nn.Linear(16, 16).requires_grad_(False))
-    with pytest.raises(errors.Unsupported, match="shows no code"):
-        CachedLayer(scripted)
-    cached(x)
-    layer[1] = scripted
-    layer[0] = nn.Identity()
-    assert torch.equal(cached(x), scripted(x))
-    assert bypassed(cached, "cannot be read")
+@pytest.mark.parametrize("inside", [False, True])
+def test_scripted_modules_are_cached(inside):
+    layer, _, x = make()
+    scripted = torch.jit.script(layer)
+    cached = CachedLayer(nn.Sequential(scripted, nn.ReLU()) if inside else scripted, bypass="never")
+    plain = cached.inner
+    for _ in range(2):
+        assert torch.allclose(cached(x), plain(x), atol=1e-6)
+    assert (cached.stats.misses, cached.stats.hits) == (20, 20)
+    with torch.no_grad():
+        layer[0].weight.mul_(2)  # the scripted module's too
+    assert torch.allclose(cached(x), plain(x), atol=1e-6)
+    assert (cached.stats.misses, cached.stats.hits) == (40, 20)
+    assert cached.stats.bypasses == {}
 
 
 def test_a_compiled_layer_is_cached():
     layer, _, x = make()
-    cached = CachedLayer(torch.compile(layer, backend="eager"))
+    cached = CachedLayer(torch.compile(layer, backend="eager"), fingerprint="strict")
     for _ in range(2):
         assert torch.allclose(cached(x), layer(x), atol=1e-6)
     assert cached.stats.hits == 20
