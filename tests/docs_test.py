@@ -81,8 +81,11 @@ def test_demo_is_bit_identical():
     assert "outputs bit-identical: yes (120 of 120 rows)" in done.stdout
     assert re.search(r"^speed-up: \d+\.\d+x$", done.stdout, re.MULTILINE)
     assert "on disk, first process: 60 rows run, 0 rows read" in done.stdout
-    assert "on disk, new process: 0 rows run, 60 rows read" in done.stdout
+    assert "on disk, new process: 0 rows run, 60 rows read, 0 chunks probed" in done.stdout
     assert "on disk, bit-identical: yes" in done.stdout
+    assert "verdict      clean: " in done.stdout
+    assert "explain, a batch as it was: 32 rows: hit" in done.stdout
+    assert re.search(r"^verify: [1-9]\d* of 60 hits computed again, 0 differ$", done.stdout, re.M)
     table = done.stdout.splitlines()
     for row, rows_run, rows_read in (
         ("bare", 120, 0),
