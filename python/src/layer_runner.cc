@@ -35,9 +35,8 @@ auto guarded(Work work) {
       throw LayerBypassed(nb::cast<std::string>(nb::str(error.value())),
                           error.matches(unsuited_class));
     }
-    const PythonFailure failure(error);
-    if (failure.is_exception()) throw failure;
-    throw LayerAbandoned(std::make_exception_ptr(failure));
+    if (PythonFailure(error).is_exception()) throw PythonFailure(error);
+    throw LayerAbandoned(std::make_exception_ptr(PythonFailure(error)));
   }
 }
 
