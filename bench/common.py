@@ -48,12 +48,13 @@ def interleaved(works: dict[str, Work], rounds: int, seconds: float = 0.004) -> 
     return times
 
 
-def spread(ratios: list[float]) -> Row:
+def spread(ratios: list[float], digits: int = 2) -> Row:
     """The median of the ratios of all rounds, and their quartiles."""
     ratios = sorted(ratios)
+    quartiles = ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]
     return {
-        "ratio": round(statistics.median(ratios), 2),
-        "quartiles": [round(ratios[len(ratios) // 4], 2), round(ratios[3 * len(ratios) // 4], 2)],
+        "ratio": round(statistics.median(ratios), digits),
+        "quartiles": [round(quartile, digits) for quartile in quartiles],
     }
 
 
@@ -69,6 +70,11 @@ def against(times: dict[str, list], ours: str, bars: dict[str, float] | None = N
     return rows
 
 
+def digits_of(row: Row) -> int:
+    """How many digits of a ratio matter: a bar near 1 is a bar on percents."""
+    return 3 if row.get("most", 2.0) < 2.0 else 2
+
+
 def show(bench: str, about: str, tables: dict[str, list[Row]], **more: object) -> None:
     """JSON on standard output, tables for the reader on standard error."""
     report = {"bench": bench, "about": about, "machine": machine(), **more, "tables": tables}
@@ -82,5 +88,7 @@ def show(bench: str, about: str, tables: dict[str, list[Row]], **more: object) -
                 print(f"  {row['name']:<34}", "; ".join(cells), file=sys.stderr)
                 continue
             cells = [f"  {row['name']:<34}", f"{row['ns']:>14,.0f} ns" if "ns" in row else " " * 17]
-            cells += [f"{row['ratio']:>8.2f} x", f"  bar {row['bar']}" if "bar" in row else ""]
+            ratio = f"{row['ratio']:>8.{digits_of(row)}f} x" if "ratio" in row else " " * 10
+            bar = f"  bar {row['bar']}" if "bar" in row else ""
+            cells += [ratio, f"  at most {row['most']}" if "most" in row else bar]
             print(*cells, f"  {row.get('note', '')}".rstrip(), file=sys.stderr)

@@ -9,22 +9,34 @@ import json
 import sys
 from pathlib import Path
 
+from common import digits_of
+
 INTRO = """# Benchmarks
 
 One run of `make bench` on one machine; every figure below comes from it. Ratios are medians over
 rounds in which the contestants take turns, with quartiles in brackets: their time over ours, so
-above 1 means that we are faster. A bar is what the project asks of itself. Absolute times are of
-this machine and of how busy it was: compare ratios.
+above 1 means that we are faster. A bar is what the project asks of itself: the least; or, where it
+says "at most", of a ratio that is our time over that of what the table's title names. Absolute
+times are of this machine and of how busy it was: compare ratios.
 
 Answers are checked by each program before it times anything.
 """
 
 
-def cell(value: object) -> str:
+def cell(value: object, digits: int = 2) -> str:
     """One cell of a table."""
     if isinstance(value, float):
-        return f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
+        return f"{value:,.{digits}f}" if value < 100 else f"{value:,.0f}"
     return str(value)
+
+
+def ratio_of(row: dict) -> str:
+    """The ratio of a row, and its quartiles."""
+    if "ratio" not in row:
+        return ""
+    digits = digits_of(row)
+    low, high = (cell(quartile, digits) for quartile in row.get("quartiles", ("", "")))
+    return f"{cell(row['ratio'], digits)} ({low} - {high})"
 
 
 def figures_of(title: str, rows: list[dict]) -> list[str]:
@@ -48,13 +60,12 @@ def table_of(title: str, rows: list[dict]) -> list[str]:
     head = ["", "ns", *(key.removesuffix("_ns") + ", ns" for key in extra), "ratio", "bar", ""]
     lines = [f"**{title}**", "", "|" + "|".join(head) + "|", "|---" * len(head) + "|"]
     for row in rows:
-        low, high = row.get("quartiles", ("", ""))
         cells = [
             row["name"],
             f"{row['ns']:,.0f}" if "ns" in row else "",
             *(f"{row[key]:,.0f}" if key in row else "" for key in extra),
-            f"{cell(row['ratio'])} ({cell(low)} - {cell(high)})",
-            cell(row.get("bar", "")),
+            ratio_of(row),
+            f"at most {row['most']}" if "most" in row else cell(row.get("bar", "")),
             row.get("note", ""),
         ]
         lines.append("|" + "|".join(cells) + "|")
