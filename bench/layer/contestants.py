@@ -134,7 +134,7 @@ class Probed(Cached):
 class Keyed(Probed):
     """By the numbers of the texts, of which only those that are missing are read."""
 
-    name = "CachedLayer.with_keys, probed before"
+    name = "with_keys, probed before"
 
     def ask(self, numbers: list[int], ids: Tensor, mask: Tensor) -> Tensor:
         """Ask as later on."""
@@ -238,8 +238,10 @@ class Mapped(Way):
     def note(self) -> str:
         """Map once more, as a second run of the program would."""
         start = time.perf_counter()
-        self._map()
-        return f"mapped once more, from its files: {time.perf_counter() - start:.2f} s"
+        again = self._map()
+        seconds = time.perf_counter() - start
+        found = all(again[n].cache_files == self.datasets[n].cache_files for n in again)
+        return f"{seconds:.2f} s to {'find its files' if found else 'map it all'} once more"
 
 
 class Bare(Way):
