@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import statistics
 import sys
 from collections.abc import Callable
@@ -162,14 +163,14 @@ def _made(layer: Any) -> tuple[Callable[..., Any], Any]:
     if isinstance(layer, Cached):
         return layer._alone(), layer._twin(memory="1 GiB", bypass="never")
     torch, keras = sys.modules.get("torch"), sys.modules.get("keras")
+    frontend = ""
     if keras is not None and isinstance(layer, keras.layers.Layer):
-        from tensorkey.keras import CachedLayer as OfKeras
-
-        return layer, OfKeras(layer, bypass="never")
-    if torch is not None and isinstance(layer, torch.nn.Module):
-        from tensorkey.torch import CachedLayer
-
-        return layer, CachedLayer(layer, bypass="never")
+        frontend = "keras"
+    elif torch is not None and isinstance(layer, torch.nn.Module):
+        frontend = "torch"
+    if frontend:
+        wrapper: Any = importlib.import_module(f"tensorkey.{frontend}")
+        return layer, wrapper.CachedLayer(layer, bypass="never")
     raise errors.Unsupported(
         f"[check] {type(layer).__name__}; expected a torch.nn.Module, a Keras layer or "
         "a CachedLayer"

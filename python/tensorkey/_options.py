@@ -50,7 +50,7 @@ def check_tiers(where: str, cache: object, tiers: Mapping[str, object]) -> None:
 class Options:
     """The options of a cached layer, checked; those that the engine cannot check itself.
 
-    docs/frontends/options.md says what each does.
+    docs/layers.md says what each does.
     """
 
     cache: ActivationCache | None = None

@@ -218,11 +218,11 @@ class LayerStats(_Counters):
 
     Examples
     --------
-    >>> stats = LayerStats(lookups=4, hits=3, misses=1, bypasses={"keyword arguments": 2})
+    >>> stats = LayerStats(lookups=4, hits=3, misses=1, bypasses={"torch.export": 2})
     >>> stats.to_dict()["hits"]
     3
     >>> LayerStats.merge([stats, stats]).bypasses
-    {'keyword arguments': 4}
+    {'torch.export': 4}
     """
 
     batches: int = 0
@@ -373,9 +373,7 @@ class LayerStats(_Counters):
         ]
         if self.verified:
             worst = f", by up to {self.largest_deviation:.3g}" if self.deviating else ""
-            rows.append(
-                ("verified", f"{self.verified} hits again, {self.deviating} differ{worst}")
-            )
+            rows.append(("verified", f"{self.verified} hits again, {self.deviating} differ{worst}"))
         if self.host_copy_bytes:
             copied = f"{self.host_copy_rows} rows, {format_bytes(self.host_copy_bytes)}"
             rows.append(("copied", f"{copied} from a device"))
@@ -385,9 +383,10 @@ class LayerStats(_Counters):
         rows += [("hint", text) for text in self.hints]
         return rows
 
-
     def _weights(self) -> str:
-        every = "" if self.strict_interval < 2 else f", all bytes every {self.strict_interval} calls"
+        every = (
+            "" if self.strict_interval < 2 else f", all bytes every {self.strict_interval} calls"
+        )
         waiting = f"; {self.pending} rows wait for it" if self.pending else ""
         dropped = f"; {self.dropped_pending} rows dropped" if self.dropped_pending else ""
         return f"fingerprint {self.fingerprint!r}{every}{waiting}{dropped}"

@@ -44,7 +44,7 @@ def cached(
     Parameters
     ----------
     function
-        Takes tensors which share their first dimension, and returns as many rows.
+        Its arguments and its result are as those of a layer.
     modules
         All modules that it uses: their weights and code are a part of every key, and they are the
         submodules "0", "1" ... of the layer, which trains, moves and saves them.

@@ -142,7 +142,7 @@ class CachedLayer(Cached, nn.Module):
         "content"; or "structure", the claim that the output depends on shapes, dtypes and devices
         of the inputs alone, which one call in a hundred checks by running the layer.
     fingerprint
-        How closely the weights are looked at (docs/frontends/pytorch.md): "strict", every byte on
+        How closely the weights are looked at (docs/layers.md): "strict", every byte on
         every call; "guard", addresses, versions and shapes; "auto", the guard on every call and
         all bytes so often that it costs 1 %; "manual", nothing: `scope` says what the layer is.
     scope
