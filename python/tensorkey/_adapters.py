@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from tensorkey import errors
-from tensorkey._calls import Encoder
+from tensorkey._calls import Encoder, NoKey
 from tensorkey._encoding import sequence
 
 
@@ -90,10 +90,13 @@ class OutputAdapter:
 
         Raises
         ------
-        tensorkey._calls.NoKey
+        tensorkey.errors.Unsupported
             For a function that cannot be read.
         """
         encoder = Encoder()
         functions = {"outputs[0]": self.to_tensors, "outputs[1]": self.from_tensors}
-        parts = [encoder.encode(function, path) for path, function in functions.items()]
+        try:
+            parts = [encoder.encode(function, path) for path, function in functions.items()]
+        except NoKey as reason:
+            raise errors.Unsupported(f"[CachedLayer] {reason}") from None
         return sequence(b"t", parts), encoder.assumed

@@ -66,6 +66,7 @@ class Engine:
         self.signature = Signature(method, backend, whole=self.whole)
         self.adapter = None if options.outputs is None else OutputAdapter(options.outputs)
         self._plain = self.adapter is None and not self.whole
+        self._adapted, assumed = (b"", []) if self.adapter is None else self.adapter.about()
         self.core = _core.LayerEngine(
             self.cache,
             chunk=0 if options.chunk == "auto" else options.chunk,
@@ -79,7 +80,8 @@ class Engine:
         )
         scope = options.scope
         codec = "" if options.codec in ("raw", "lossless") else options.codec
-        self._before = ("tensorkey about", 1, backend.name, method_name, options.rows, options.trim)
+        rows = "structure" if options.by == "structure" else options.rows
+        self._before = ("tensorkey about", 1, backend.name, method_name, rows, options.trim)
         self._after = (scope.encode() if isinstance(scope, str) else scope, codec)
         self._abouts: dict[tuple[bytes, tuple[object, ...], bytes], bytes] = {}
         self.forms: dict[bytes, OutputForm] = {}
@@ -101,7 +103,7 @@ class Engine:
         )
         self.history = History(backend.environment_names)
         self._padding = PaddingWatch()
-        self._assumptions: dict[str, None] = {}
+        self._assumptions: dict[str, None] = dict.fromkeys(assumed)
         self.cache.settle_before_flush(self)
 
     def __del__(self) -> None:
@@ -314,6 +316,8 @@ class Engine:
             The layer must run itself.
         """
         backend, fingerprint = self.backend, self.fingerprint
+        if self._adapted:
+            form += self._adapted
         if arguments.tensors:
             reason = backend.unfit_inputs(arguments.tensors)
             if reason is not None:

@@ -359,3 +359,36 @@ def test_the_claim_of_structure_is_checked():
     with pytest.raises(errors.CorruptEntry, match="differ"):
         often()
     assert cached.stats.deviating > 0
+
+
+def test_adapters_are_a_part_of_the_scope():
+    """Two layers of one cache, which differ in what is made of the output."""
+    cache = tk.ActivationCache("1 MiB")
+    inner = nn.Linear(4, 2).requires_grad_(False)
+    x = torch.randn(3, 4)
+
+    def double(output):
+        return output * 2
+
+    def same(output):
+        return output
+
+    plain = CachedLayer(inner, cache=cache, bypass="never")
+    doubled = CachedLayer(inner, cache=cache, bypass="never", outputs=(double, same))
+    again = CachedLayer(inner, cache=cache, bypass="never", outputs=(same, double))
+    expected = plain(x)
+    assert torch.equal(doubled(x), expected * 2)
+    assert torch.equal(again(x), expected * 2)
+    assert [layer.stats.hits for layer in (plain, doubled, again)] == [0, 0, 0]
+
+
+def test_structure_is_no_key_of_the_callers_own():
+    cache = tk.ActivationCache("1 MiB")
+    inner = nn.Linear(4, 2).requires_grad_(False)
+    by_content = CachedLayer(inner, cache=cache, bypass="never", rows="batch")
+    by_structure = CachedLayer(inner, cache=cache, bypass="never", by="structure")
+    ones, zeros = torch.ones(3, 4), torch.zeros(3, 4)
+    assert torch.equal(by_structure(ones), by_content(ones))
+    assert torch.equal(by_content(zeros), by_content(zeros))
+    assert by_content.stats.hits == 1
+    assert by_structure._engine._about != by_content._engine._about
