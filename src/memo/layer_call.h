@@ -59,7 +59,7 @@ class Call {
   [[nodiscard]] bool short_form(const Positions& positions, std::size_t count,
                                 const LayerOutput& output);
   [[nodiscard]] Positions choose_hits();
-  void compare(const Positions& chosen, std::size_t turn, const LayerOutput& output,
+  void compare(std::span<const std::int64_t> chosen, std::size_t turn, const LayerOutput& output,
                std::span<const Key> inputs);
   void note_unfit(const std::string& why, bool fault);
 

@@ -46,41 +46,51 @@ HostTensor computed_row(const TensorView& leaf, std::int64_t row, Codec codec) {
 
 }  // namespace
 
-// Hits to compute again, at most a chunk of them.
+// Hits to compute again. A chunk costs the same however many of its rows are asked for, so few
+// calls are chosen, and of them as many hits as fill their chunks.
 Positions Call::choose_hits() {
-  Positions chosen;
-  std::uint64_t seen = engine_.hits_seen.fetch_add(batch().rows());
-  for (std::size_t row = 0; row < batch().rows() && chosen.size() < chunk(); ++row) {
-    const double drawn = static_cast<double>(scatter(seen++) >> 11U) * 0x1p-53;
-    if (drawn < engine_.options.verify && batch().was_hit(row)) {
-      chosen.push_back(static_cast<std::int64_t>(row));
-    }
+  Positions hits;
+  for (std::size_t row = 0; row < batch().rows(); ++row) {
+    if (batch().was_hit(row)) hits.push_back(static_cast<std::int64_t>(row));
   }
-  return chosen;
+  if (hits.empty()) return hits;
+  const std::uint64_t drawn = scatter(engine_.hits_seen.fetch_add(hits.size()));
+  const std::size_t full = std::min(chunk(), hits.size());
+  const double wanted =
+      engine_.options.verify * static_cast<double>(hits.size()) / static_cast<double>(full);
+  const double fraction = static_cast<double>(drawn >> 11U) * 0x1p-53;
+  const auto chunks = static_cast<std::size_t>(wanted + fraction);
+  std::ranges::rotate(hits, hits.begin() + static_cast<std::ptrdiff_t>(drawn % hits.size()));
+  hits.resize(std::min(hits.size(), chunks * full));
+  std::ranges::sort(hits);
+  return hits;
 }
 
-// They run in one chunk, not at the slots where they would run as misses.
+// They run in chunks of their own, not at the slots where they would run as misses.
 void Call::verify() {
   const Positions chosen = choose_hits();
   if (chosen.empty()) return;
   runner_.prepare(chosen);
   // Odd: kernels care for the place modulo a power of two.
   const std::size_t turn = scatter(engine_.hits_seen.load()) % chunk() | 1U;
-  Positions positions = padded(chosen, chunk());
-  std::rotate(positions.begin(), positions.end() - static_cast<std::ptrdiff_t>(turn % chunk()),
-              positions.end());
   try {
-    const Output output = run_chunk(positions);
-    std::vector<Key> inputs;
-    if (!call_.ids.empty()) inputs = runner_.input_keys(chosen);
-    compare(chosen, turn, *output, inputs);
+    for (std::size_t first = 0; first < chosen.size(); first += chunk()) {
+      const auto part = std::span(chosen).subspan(first, std::min(chunk(), chosen.size() - first));
+      Positions positions = padded(part, chunk());
+      std::rotate(positions.begin(), positions.end() - static_cast<std::ptrdiff_t>(turn % chunk()),
+                  positions.end());
+      const Output output = run_chunk(positions);
+      std::vector<Key> inputs;
+      if (!call_.ids.empty()) inputs = runner_.input_keys(part);
+      compare(part, turn, *output, inputs);
+    }
   } catch (const UnfitOutput& error) {
     note_unfit(error.what(), true);
   }
 }
 
-void Call::compare(const Positions& chosen, std::size_t turn, const LayerOutput& output,
-                   std::span<const Key> inputs) {
+void Call::compare(std::span<const std::int64_t> chosen, std::size_t turn,
+                   const LayerOutput& output, std::span<const Key> inputs) {
   static constexpr std::int64_t kOnly[] = {0};
   const Form& form = *answer_.form;
   Deviation found;
@@ -114,7 +124,12 @@ void Call::compare(const Positions& chosen, std::size_t turn, const LayerOutput&
     stats.deviating += found.rows;
     stats.largest_deviation = std::max(stats.largest_deviation, found.largest);
   }
-  answer_.deviation = std::move(found);
+  Deviation& all = answer_.deviation;
+  all.rows += found.rows;
+  if (found.rows != 0 && (all.where.empty() || found.largest > all.largest)) {
+    all.where = std::move(found.where);
+  }
+  all.largest = std::max(all.largest, found.largest);
 }
 
 }  // namespace tensorkey::internal
