@@ -183,7 +183,7 @@ def as_table(rows: list[Row]) -> Table:
     return table
 
 
-SHARE = 0.05  # of the hits, to be verified
+SHARE = 0.25  # of the hits, to be verified
 AGAIN = "DEMO_DISK"  # in the environment of the second process: the directory
 
 

@@ -60,7 +60,8 @@ Positions Call::choose_hits() {
       engine_.options.verify * static_cast<double>(hits.size()) / static_cast<double>(full);
   const double fraction = static_cast<double>(drawn >> 11U) * 0x1p-53;
   const auto chunks = static_cast<std::size_t>(wanted + fraction);
-  std::ranges::rotate(hits, hits.begin() + static_cast<std::ptrdiff_t>(drawn % hits.size()));
+  std::rotate(hits.begin(), hits.begin() + static_cast<std::ptrdiff_t>(drawn % hits.size()),
+              hits.end());
   hits.resize(std::min(hits.size(), chunks * full));
   std::ranges::sort(hits);
   return hits;
