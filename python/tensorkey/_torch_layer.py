@@ -203,7 +203,8 @@ class CachedLayer(Cached, nn.Module):
 
     Examples
     --------
-    >>> layer = CachedLayer(nn.Sequential(nn.Linear(8, 4), nn.Tanh()).requires_grad_(False))
+    >>> import torch
+    >>> layer = CachedLayer(torch.nn.Linear(8, 4).requires_grad_(False))
     >>> layer(torch.zeros(20, 8)).shape, layer.stats.misses
     (torch.Size([20, 4]), 1)
     """
