@@ -161,10 +161,13 @@ def compute():
 thread = threading.Thread(target=cache.get_or_compute, args=(key, compute))
 thread.start()
 started.wait()
-threading.Timer(0.2, _thread.interrupt_main).start()
+timers = [threading.Timer(delay, _thread.interrupt_main) for delay in (0.2, 5.0)]
+for timer in timers:
+    timer.start()
 try:
     cache.get_or_compute(key, compute)
 except KeyboardInterrupt:
+    timers[1].cancel()  # for an interrupt that went to something else of Python's
     print("interrupted")
 release.set()
 thread.join()
