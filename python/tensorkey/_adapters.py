@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from tensorkey import errors
 from tensorkey._calls import Encoder, NoKey
-from tensorkey._encoding import sequence
+from tensorkey._encoding import text
 
 
 class Adapter(Protocol):
@@ -86,17 +86,14 @@ class OutputAdapter:
         self.from_tensors: Callable[[Any], Any] = outputs[1]
 
     def about(self) -> tuple[bytes, list[str]]:
-        """Encode the code of both functions; return what is assumed of them too.
+        """Encode what makes the tensors that are stored; return what is assumed of it too.
 
-        Raises
-        ------
-        tensorkey.errors.Unsupported
-            For a function that cannot be read.
+        What is made of them afterwards is no part of what is stored.
         """
         encoder = Encoder()
-        functions = {"outputs[0]": self.to_tensors, "outputs[1]": self.from_tensors}
         try:
-            parts = [encoder.encode(function, path) for path, function in functions.items()]
+            return encoder.encode(self.to_tensors, "outputs[0]"), encoder.assumed
         except NoKey as reason:
-            raise errors.Unsupported(f"[CachedLayer] {reason}") from None
-        return sequence(b"t", parts), encoder.assumed
+            kind: Any = self.to_tensors
+            named = f"{kind.__module__}.{getattr(kind, '__qualname__', type(kind).__qualname__)}"
+            return text(named), [f"the code of outputs[0]: {reason}"]
