@@ -68,8 +68,6 @@ class Runner:
     def __init__(self, layer: Layer, arguments: Batch) -> None:
         self._layer = layer
         self.arguments = arguments
-        self.rows_run = 0
-        self.device_bytes = 0
         self.failed = False
         """An exception came from here, not from another call that ran the same rows."""
         self._saved: Any = None
@@ -111,8 +109,6 @@ class Runner:
         leaves, paths, form = pack(output, backend, rows=None if layer.whole else rows, like=like)
         backend.finish(leaves)
         seconds = perf_counter() - start
-        self.rows_run += rows
-        self.device_bytes += sum(map(backend.device_bytes, leaves))
         if layer.whole:
             leaves = [backend.lift(leaf) for leaf in leaves]
         return leaves, paths, form, seconds

@@ -30,34 +30,23 @@ namespace script {
 
 namespace jit = ::torch::jit;
 
-// Without what tells several loads of one process apart: "___torch_mangle_17.".
-inline std::string unmangled(std::string_view value) {
-  constexpr std::string_view kMark = "___torch_mangle_";
+// Without each `mark` that a number and `end_mark` follow.
+inline std::string without(std::string_view value, std::string_view mark, char end_mark) {
   std::string out;
   while (true) {
-    const std::size_t at = value.find(kMark);
+    const std::size_t at = value.find(mark);
     if (at == std::string_view::npos) return out += value;
-    std::size_t end = at + kMark.size();
+    std::size_t end = at + mark.size();
     while (end < value.size() && value[end] >= '0' && value[end] <= '9') ++end;
-    const bool mangled = end > at + kMark.size() && end < value.size() && value[end] == '.';
-    out += value.substr(0, mangled ? at : end);
-    value.remove_prefix(mangled ? end + 1 : end);
+    const bool whole = end > at + mark.size() && end < value.size() && value[end] == end_mark;
+    out += value.substr(0, whole ? at : end);
+    value.remove_prefix(whole ? end + 1 : end);
   }
 }
 
-// Without what tells warnings of one process apart: "[warn_id=3]".
-inline std::string unnumbered(std::string_view value) {
-  constexpr std::string_view kMark = "[warn_id=";
-  std::string out;
-  while (true) {
-    const std::size_t at = value.find(kMark);
-    if (at == std::string_view::npos) return out += value;
-    std::size_t end = at + kMark.size();
-    while (end < value.size() && value[end] >= '0' && value[end] <= '9') ++end;
-    const bool numbered = end > at + kMark.size() && end < value.size() && value[end] == ']';
-    out += value.substr(0, numbered ? at : end);
-    value.remove_prefix(numbered ? end + 1 : end);
-  }
+// Without what tells several loads of one process apart: "___torch_mangle_17.".
+inline std::string unmangled(std::string_view value) {
+  return without(value, "___torch_mangle_", '.');
 }
 
 // The text of a graph without places in files, which inner blocks show whatever is asked.
@@ -69,7 +58,7 @@ inline std::string printed(const jit::Graph& graph) {
     const std::size_t end = rest.find('\n');
     const std::string_view line = rest.substr(0, end);
     out += line.substr(0, line.find(" # "));
-    if (end == std::string_view::npos) return unmangled(unnumbered(out));
+    if (end == std::string_view::npos) return unmangled(without(out, "[warn_id=", ']'));
     out += '\n';
     rest.remove_prefix(end + 1);
   }
