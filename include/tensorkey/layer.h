@@ -182,6 +182,8 @@ struct LeafShape {
 };
 
 class LayerEngine;
+class LayerTask;
+struct TaskOptions;
 
 class TENSORKEY_EXPORT LayerAnswer {
  public:
@@ -240,6 +242,14 @@ class TENSORKEY_EXPORT LayerEngine {
   // what the runner throws.
   [[nodiscard]] LayerAnswer answer(const LayerCall& call, LayerRunner& runner);
 
+  // The same for a layer that runs inside a graph: see layer_task.h. The call is by content and not
+  // pending. Throws as answer() does.
+  [[nodiscard]] LayerTask begin(const LayerCall& call, const TaskOptions& options);
+  // In chunks of how many rows such a graph should run, for batches of `rows` rows (0: not known):
+  // what is known of the plan, or what is asked. The data of the members are not looked at, nor
+  // their first dims. Throws LayerBypassed if the probe has refused the layer.
+  [[nodiscard]] std::uint32_t task_chunk(const LayerCall& call, std::size_t rows);
+
   // Positions of rows that answer() would have to run, of equal ones the first, and why as far as
   // this process knows; neither counted nor claimed.
   [[nodiscard]] std::vector<MissingRow> missing(const LayerCall& call);
@@ -270,6 +280,7 @@ class TENSORKEY_EXPORT LayerEngine {
 
  private:
   friend class LayerAnswer;
+  friend class LayerTask;
   struct Impl;
   std::shared_ptr<Impl> impl_;
 };

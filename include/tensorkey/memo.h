@@ -110,6 +110,14 @@ class TENSORKEY_EXPORT MemoBatch {
   // has exactly the size.
   void assemble(std::span<const std::span<std::byte>> outs) const;
 
+  // The same for the rows that are known; the others are left alone. Nothing is written, whatever
+  // the sizes, if none is.
+  void read(std::span<const std::span<std::byte>> outs) const;
+
+  // Whether a row was found or inserted.
+  [[nodiscard]] bool is_known(std::size_t row) const noexcept;
+  // The first row of the batch that is equal to this one.
+  [[nodiscard]] std::int64_t first_of(std::size_t row) const noexcept;
   // The entry of a row of the batch. REQUIRES: it is known.
   [[nodiscard]] const Entry& entry(std::size_t row) const noexcept;
   // Whether the row was not for this batch to compute. A row that another one of the batch answers
@@ -126,6 +134,10 @@ class TENSORKEY_EXPORT MemoBatch {
 struct MemoOptions {
   Codec codec = Codec::kRaw;  // how answers are kept; lossy ones are rounded before the first use
 };
+
+// Whether a batch computes what is missing as one of many: others wait for its rows, and it waits
+// for theirs; or alone, so that rows may be computed twice.
+enum class Flight : std::uint8_t { kShared, kAlone };
 
 // What computed rows are kept for. Pending ones go to memory alone, where this process may hit
 // them; settle() gives them to the tiers below memory, or takes them back.
@@ -145,7 +157,8 @@ class TENSORKEY_EXPORT Memo {
   // `epoch`, of pending rows: epoch() as it was before it was looked at what the rows depend on.
   [[nodiscard]] MemoBatch lookup(std::span<const TupleMember> members, const KeyOptions& options,
                                  Keep keep = Keep::kNow,
-                                 std::optional<std::uint64_t> epoch = std::nullopt);
+                                 std::optional<std::uint64_t> epoch = std::nullopt,
+                                 Flight flight = Flight::kShared);
   // The same for rows that have keys already, such as the caller's own.
   [[nodiscard]] MemoBatch lookup(std::span<const Key> keys, const KeyOptions& options,
                                  Keep keep = Keep::kNow,

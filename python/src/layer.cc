@@ -18,6 +18,7 @@
 #include <tensorkey/error.h>
 
 #include "failure.h"
+#include "layer_engine.h"
 #include "layer_runner.h"
 #include "module.h"
 #include "options.h"
@@ -28,15 +29,6 @@ using namespace nb::literals;
 
 namespace tensorkey::python {
 namespace {
-
-constexpr std::size_t kMostReasons = 64;
-
-using Counts = std::map<std::string, std::uint64_t>;
-
-void count(Counts& counts, const std::string& what) {
-  const bool room = counts.size() < kMostReasons || counts.contains(what);
-  ++counts[room ? what : "others"];
-}
 
 nb::dict to_dict(const Counts& counts) {
   nb::dict result;
@@ -72,125 +64,11 @@ struct Unsuited : LayerBypassed {
   using LayerBypassed::LayerBypassed;
 };
 
-// The engine, and what only a frontend can count. Counters are written with the GIL.
-struct Engine {
-  Engine(std::shared_ptr<ActivationCache> cache, const LayerOptions& options)
-      : core(std::move(cache), options), stores(core.cache().has_store()) {}
-
-  LayerEngine core;
-  bool stores;  // a tier below memory: calls may wait for a disk
-  Counts reasons;
-  Counts errors;
-  std::uint64_t host_copy_rows = 0;
-  std::uint64_t host_copy_bytes = 0;
-};
-
 // An answer and what it was written into, one object for each leaf.
 struct Answer {
   LayerAnswer answer;
   nb::list memories;
 };
-
-Digest digest_of(const nb::bytes& bytes, const char* what) {
-  if (bytes.size() != sizeof(Digest)) {
-    throw Error(ErrorCode::kInvalidArgument, std::string("[LayerEngine] ") + what + " has " +
-                                                 std::to_string(bytes.size()) +
-                                                 " bytes; expected exactly 32");
-  }
-  Digest digest;
-  std::memcpy(digest.data(), bytes.c_str(), digest.size());
-  return digest;
-}
-
-// The rows of a call, borrowed from Python objects.
-class Rows {
- public:
-  // Either tensors with their paths or ids: None, or a list of str, bytes and int.
-  // Throws LayerBypassed for a tensor that has no key.
-  Rows(const nb::sequence& tensors, const nb::sequence& paths, nb::handle ids) {
-    if (!ids.is_none()) {
-      add_ids(ids);
-      return;
-    }
-    std::size_t count = 0;
-    const std::size_t given = nb::len(paths);
-    for (const nb::handle tensor : tensors) {
-      if (count == given) break;
-      try {
-        members_.add(nb::cast<std::string>(paths[count++]), tensor.ptr());
-      } catch (const Error& error) {
-        throw LayerBypassed(std::string("an input has no key: ") + error.what());
-      }
-    }
-    if (count != given || nb::len(tensors) != count) {
-      throw Error(ErrorCode::kInvalidArgument, "[LayerEngine] " + std::to_string(nb::len(tensors)) +
-                                                   " tensors, but " + std::to_string(given) +
-                                                   " paths; expected one path a tensor");
-    }
-  }
-
-  void fill(LayerCall& call) {
-    if (ids_.empty()) {
-      call.members = members_.members();
-    } else {
-      call.ids = ids_;
-    }
-  }
-  [[nodiscard]] std::size_t bytes() const noexcept { return members_.bytes(); }
-
- private:
-  void add_ids(nb::handle ids) {
-    const std::size_t number = nb::len(ids);
-    texts_.reserve(number);
-    for (const nb::handle id : ids) {
-      PyObject* object = id.ptr();
-      if (PyUnicode_Check(object)) {
-        Py_ssize_t size = 0;
-        const char* text = PyUnicode_AsUTF8AndSize(object, &size);
-        if (text == nullptr) throw nb::python_error();
-        add(OwnId::Type::kText, {text, static_cast<std::size_t>(size)});
-      } else if (PyBytes_Check(object)) {
-        add(OwnId::Type::kBytes,
-            {PyBytes_AS_STRING(object), static_cast<std::size_t>(PyBytes_GET_SIZE(object))});
-      } else if (PyLong_Check(object) && !PyBool_Check(object)) {
-        add(OwnId::Type::kInt, nb::cast<std::string>(nb::str(id)));
-      } else {
-        throw Error(ErrorCode::kUnsupported, "[CachedLayer] an id is a " +
-                                                 std::string(Py_TYPE(object)->tp_name) +
-                                                 "; expected str, bytes or int");
-      }
-    }
-    for (std::size_t i = 0; i < texts_.size(); ++i) {
-      ids_.push_back({.type = types_[i], .data = texts_[i]});
-    }
-  }
-  void add(OwnId::Type type, std::string_view text) {
-    types_.push_back(type);
-    texts_.emplace_back(text);
-  }
-
-  BorrowedMembers members_;
-  std::vector<OwnId::Type> types_;
-  std::vector<std::string> texts_;
-  std::vector<OwnId> ids_;
-};
-
-struct CallParts {
-  const nb::sequence& tensors;
-  const nb::sequence& paths;
-  nb::handle ids;
-  const nb::bytes& about;
-  const nb::bytes& weights;
-  nb::handle secret;
-};
-
-LayerCall call_of(Rows& rows, const CallParts& parts) {
-  LayerCall call{.about = digest_of(parts.about, "about"),
-                 .weights = digest_of(parts.weights, "weights")};
-  call.secret = key_options(nb::bytes("", 0), parts.secret, false, "LayerEngine").secret;
-  rows.fill(call);
-  return call;
-}
 
 // The memory of a tensor or buffer to be written: a PyTorch tensor exports no buffer, its memory
 // comes over DLPack, where nothing is read-only.
@@ -448,7 +326,9 @@ constexpr const char* kScopeSignature =
     "-> bytes | None";
 
 void init_engine(nb::module_& m) {
-  nb::class_<Engine>(m, "LayerEngine", "The engine of one cached layer over a cache. Thread-safe.")
+  nb::class_<Engine> engine(m, "LayerEngine",
+                            "The engine of one cached layer over a cache. Thread-safe.");
+  engine
       .def(
           "__init__",
           [](Engine* self, std::shared_ptr<ActivationCache> cache, std::uint32_t chunk,
@@ -521,6 +401,7 @@ void init_engine(nb::module_& m) {
       .def("stats", &stats, nb::sig("def stats(self) -> dict[str, object]"),
            "All counters of the layer in one snapshot.")
       .def("reset", &reset, "Set all counters to zero; what was learned stays.");
+  init_layer_task(m, engine);
 }
 
 }  // namespace

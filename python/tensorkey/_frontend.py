@@ -201,9 +201,7 @@ class Engine:
         """Look up the rows and run those that are missing."""
         epoch = self.core.epoch  # before the weights are looked at
         about, state = self.about(arguments, form)
-        if self._last != (about, state.weights):
-            self._last = (about, state.weights)
-            self.history.called(about, state.weights)
+        self.looked_up(about, state.weights)
         try:
             answer = self.core.answer(
                 self.members(arguments) if ids is None else (),
@@ -230,6 +228,12 @@ class Engine:
         if self.failures:
             self.failures.pop(about, None)
         return answer
+
+    def looked_up(self, about: bytes, weights: bytes) -> None:
+        """Note under what rows are looked up, for explain()."""
+        if self._last != (about, weights):
+            self._last = (about, weights)
+            self.history.called(about, weights)
 
     def _fail(self, about: bytes, why: str) -> None:
         if len(self.failures) >= _MAX_ABOUTS:
@@ -305,7 +309,7 @@ class Engine:
             if self._looks < _LOOKS and self._environments is not None:
                 self._look_elsewhere(arguments, self._environments)
             if answer.deviation[0]:
-                self._look_at(answer.deviation)
+                self.look_at(answer.deviation)
 
     def about(self, arguments: Batch, form: bytes) -> tuple[bytes, State]:
         """Return what the answer depends on besides rows and weights, and the layer's state.
@@ -344,6 +348,21 @@ class Engine:
         self._about, self._known = about, known
         return about, state
 
+    def traced(self, form: bytes, environment: tuple[object, ...]) -> bytes:
+        """Return what about() does for a call in a graph, of the layer as it is while traced.
+
+        Raises
+        ------
+        Bypass
+            The graph is to run the layer itself.
+        """
+        try:
+            structure = self.fingerprint.structure()
+        except Exception as error:  # anything that attributes of other people's classes may raise
+            raise Bypass(f"the layer cannot be read: {type(error).__name__}: {error}") from error
+        known = (structure, environment, form + self._adapted)
+        return self._abouts.get(known) or self._describe(*known)
+
     def _describe(self, structure: bytes, environment: tuple[object, ...], form: bytes) -> bytes:
         about = self._digest(structure, environment, form)
         if len(self._abouts) >= _MAX_ABOUTS:
@@ -371,7 +390,7 @@ class Engine:
         else:
             self.core.drop_pending()
 
-    def _look_at(self, deviation: tuple[int, float, str]) -> None:
+    def look_at(self, deviation: tuple[int, float, str]) -> None:
         """Deal with hits that are not what the layer computes now."""
         rows, largest, where = deviation
         self.fingerprint.demand()

@@ -10,13 +10,11 @@
 #include <vector>
 
 #include "memo/layer_impl.h"
+#include "memo/layer_verify.h"
 
 namespace tensorkey::internal {
 
 using Output = std::unique_ptr<LayerOutput>;
-
-// Exactly `chunk` positions: these, the last one repeated. REQUIRES: 1 to `chunk` positions.
-[[nodiscard]] Positions padded(std::span<const std::int64_t> positions, std::size_t chunk);
 
 // One call, on one placement of its plan.
 class Call {
@@ -58,9 +56,6 @@ class Call {
   void publish(double seconds);
   [[nodiscard]] bool short_form(const Positions& positions, std::size_t count,
                                 const LayerOutput& output);
-  [[nodiscard]] Positions choose_hits();
-  void compare(std::span<const std::int64_t> chosen, std::size_t turn, const LayerOutput& output,
-               std::span<const Key> inputs);
   void note_unfit(const std::string& why, bool fault);
 
   LayerCore& engine_;

@@ -35,7 +35,9 @@ std::string shape_text(std::span<const std::int64_t> shape) {
       "what the output is made of, beside its tensors, depends on the rows or their number");
 }
 
-HostTensor copy(const TensorView& leaf) {
+}  // namespace
+
+HostTensor host_copy(const TensorView& leaf) {
   HostTensor tensor{.dtype = leaf.dtype,
                     .params = std::string(leaf.dtype_params),
                     .shape = {leaf.shape.begin(), leaf.shape.end()}};
@@ -43,8 +45,6 @@ HostTensor copy(const TensorView& leaf) {
   if (bytes.data() != tensor.data.data()) tensor.data.assign(bytes.begin(), bytes.end());
   return tensor;
 }
-
-}  // namespace
 
 std::vector<std::uint8_t> leaves_by_row(const LayerOutput& one, std::size_t one_rows,
                                         const LayerOutput& other, std::size_t other_rows) {
@@ -69,7 +69,7 @@ Form form_of(const LayerOutput& output, std::size_t rows, std::vector<std::uint8
   for (std::size_t i = 0; i < leaves.size(); ++i) {
     check_view(leaves[i], "CachedLayer");
     if (form.by_row[i] == 0) {
-      form.constants.push_back(copy(leaves[i]));
+      form.constants.push_back(host_copy(leaves[i]));
     } else if (!has_rows(leaves[i], rows)) {
       refuse_leaf(output, i, rows);
     }

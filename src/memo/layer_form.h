@@ -32,6 +32,8 @@ struct HostTensor {
   }
 };
 
+[[nodiscard]] HostTensor host_copy(const TensorView& leaf);
+
 struct Form {
   std::string bytes;                  // the frontend's
   std::vector<std::uint8_t> by_row;   // of each leaf: 1 or 0

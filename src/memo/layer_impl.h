@@ -132,8 +132,16 @@ class LayerCore {
   [[nodiscard]] std::shared_ptr<Placement> placement_of(const LayerCall& call, LayerRunner& runner,
                                                         AnswerState& answer);
   [[nodiscard]] std::shared_ptr<Placement> known_placement(const LayerCall& call);
+  // Of a call in a graph, which cannot be called back. `probing`: what is decided is provisional.
+  struct TaskPlacement {
+    std::shared_ptr<Placement> placement;
+    bool probing = false;
+  };
+  [[nodiscard]] TaskPlacement task_placement(const LayerCall& call, std::uint32_t asked,
+                                             std::size_t leaves, std::size_t rows);
   // In place of the placement's decision, unless that has been replaced already.
   void decide(const Placement& placement, Decision decision);
+  [[nodiscard]] std::uint32_t task_chunk(const LayerCall& call, std::size_t rows);
   void share(const Plan& plan, const Decision& decision, const Secret& secret, double seconds);
   [[noreturn]] void refuse(const Decision& decision);
   // What a process has stored of the plan of a call, if it can be followed.
@@ -171,6 +179,7 @@ class LayerCore {
 
  private:
   [[nodiscard]] std::shared_ptr<Plan> plan_of(const LayerCall& call);
+  [[nodiscard]] std::shared_ptr<Plan> plan_for(const LayerCall& call);
   [[nodiscard]] bool is_settled(const Decision* decision, const LayerCall& call,
                                 std::size_t rows) const noexcept;
   void settle(Plan& plan, const LayerCall& call, LayerRunner& runner, std::size_t rows);
@@ -181,6 +190,7 @@ class LayerCore {
   [[nodiscard]] std::shared_ptr<Placement> place(const std::shared_ptr<Plan>& plan,
                                                  const Digest& weights);
   void replace(Plan& plan, Decision decision);
+  void note_proven(const Plan& plan);
   void forget_settlers() noexcept;
 };
 

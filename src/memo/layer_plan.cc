@@ -166,6 +166,16 @@ std::shared_ptr<Plan> LayerCore::plan_of(const LayerCall& call) {
   return found == plans.end() ? nullptr : found->plan;
 }
 
+// The same, made if there is none. REQUIRES: the mutex.
+std::shared_ptr<Plan> LayerCore::plan_for(const LayerCall& call) {
+  std::shared_ptr<Plan> plan = plan_of(call);
+  if (plan) return plan;
+  if (plans.size() >= kMostPlans) plans.clear();
+  plan = std::make_shared<Plan>(call.about, Signature(call));
+  plans.push_back({.plan = plan, .latest = nullptr});
+  return plan;
+}
+
 // The placement of a settled plan. REQUIRES: the mutex.
 std::shared_ptr<Placement> LayerCore::place(const std::shared_ptr<Plan>& plan,
                                             const Digest& weights) {
@@ -203,12 +213,7 @@ std::shared_ptr<Placement> LayerCore::placement_of(const LayerCall& call, LayerR
         is_settled(last->decision.get(), call, rows) && last->plan->signature.matches(call)) {
       return last;
     }
-    plan = plan_of(call);
-    if (!plan) {
-      if (plans.size() >= kMostPlans) plans.clear();
-      plan = std::make_shared<Plan>(call.about, Signature(call));
-      plans.push_back({.plan = plan, .latest = nullptr});
-    }
+    plan = plan_for(call);
     if (is_settled(plan->decision.get(), call, rows)) return place(plan, call.weights);
   }
   const Clock::time_point start = Clock::now();
@@ -251,6 +256,11 @@ void LayerCore::settle(Plan& plan, const LayerCall& call, LayerRunner& runner, s
   if (!found) return;
   const std::lock_guard lock(mutex);
   replace(plan, *std::move(found));
+  note_proven(plan);
+}
+
+// REQUIRES: the mutex, and a decision.
+void LayerCore::note_proven(const Plan& plan) {
   const Decision& decision = *plan.decision;
   if (decision.unfit.empty() && !decision.verdict.refused && decision.verdict.complete &&
       !decision.short_form && !decision.vouched) {
@@ -371,7 +381,54 @@ Decision LayerCore::run_probe(LayerRunner& runner, const Positions& rows, std::u
 void LayerCore::decide(const Placement& placement, Decision decision) {
   const std::lock_guard lock(mutex);
   Plan& plan = *placement.plan;
-  if (plan.decision == placement.decision) replace(plan, std::move(decision));
+  if (plan.decision != placement.decision) return;
+  replace(plan, std::move(decision));
+  note_proven(plan);
+}
+
+// What others have found, or what is yet to be found out by this call.
+LayerCore::TaskPlacement LayerCore::task_placement(const LayerCall& call, std::uint32_t asked,
+                                                   std::size_t leaves, std::size_t rows) {
+  std::shared_ptr<Plan> plan;
+  const auto settled = [&] {
+    return is_settled(plan->decision.get(), call, rows) && !plan->decision->short_form;
+  };
+  {
+    const std::lock_guard lock(mutex);
+    plan = plan_for(call);
+    if (settled()) return {.placement = place(plan, call.weights)};
+  }
+  std::optional<Decision> found;
+  if (options.probe) found = stored(call, asked);
+  const std::lock_guard lock(mutex);
+  if (found && found->verdict.complete && !settled()) {
+    replace(*plan, *std::move(found));
+    note_proven(*plan);
+  } else if (!plan->decision) {
+    Decision unproven{.verdict = {.chunk = asked, .complete = !options.probe, .text = kUnproven}};
+    unproven.by_row.assign(leaves, 1);
+    replace(*plan, std::move(unproven));
+  }
+  return {.placement = place(plan, call.weights), .probing = options.probe && !settled()};
+}
+
+std::uint32_t LayerCore::task_chunk(const LayerCall& call, std::size_t rows) {
+  std::shared_ptr<const Decision> known;
+  {
+    const std::lock_guard lock(mutex);
+    if (const std::shared_ptr<Plan> plan = plan_of(call)) known = plan->decision;
+  }
+  const std::uint32_t asked = first_chunk(rows == 0 ? kDefaultChunk : rows, true);
+  if (!known) {
+    std::optional<Decision> found = stored(call, asked);
+    if (!found) return asked;
+    known = std::make_shared<const Decision>(*std::move(found));
+  }
+  if (known->verdict.refused || !known->unfit.empty()) {
+    throw LayerBypassed(
+        known->unfit.empty() ? "refused by the probe: " + known->verdict.text : known->unfit, true);
+  }
+  return known->verdict.chunk;
 }
 
 // REQUIRES: the mutex.

@@ -1,4 +1,6 @@
 // Hits that are computed again: whether what is stored is what the layer gives.
+#include "memo/layer_verify.h"
+
 #include <tensorkey/codec.h>
 #include <tensorkey/probe.h>
 
@@ -48,16 +50,16 @@ HostTensor computed_row(const TensorView& leaf, std::int64_t row, Codec codec) {
 
 // Hits to compute again. A chunk costs the same however many of its rows are asked for, so few
 // calls are chosen, and of them as many hits as fill their chunks.
-Positions Call::choose_hits() {
+Positions choose_hits(LayerCore& engine, const MemoBatch& batch, std::size_t chunk) {
   Positions hits;
-  for (std::size_t row = 0; row < batch().rows(); ++row) {
-    if (batch().was_hit(row)) hits.push_back(static_cast<std::int64_t>(row));
+  for (std::size_t row = 0; row < batch.rows(); ++row) {
+    if (batch.is_known(row) && batch.was_hit(row)) hits.push_back(static_cast<std::int64_t>(row));
   }
   if (hits.empty()) return hits;
-  const std::uint64_t drawn = scatter(engine_.hits_seen.fetch_add(hits.size()));
-  const std::size_t full = std::min(chunk(), hits.size());
+  const std::uint64_t drawn = scatter(engine.hits_seen.fetch_add(hits.size()));
+  const std::size_t full = std::min(chunk, hits.size());
   const double wanted =
-      engine_.options.verify * static_cast<double>(hits.size()) / static_cast<double>(full);
+      engine.options.verify * static_cast<double>(hits.size()) / static_cast<double>(full);
   const double fraction = static_cast<double>(drawn >> 11U) * 0x1p-53;
   const auto chunks = static_cast<std::size_t>(wanted + fraction);
   std::rotate(hits.begin(), hits.begin() + static_cast<std::ptrdiff_t>(drawn % hits.size()),
@@ -67,46 +69,39 @@ Positions Call::choose_hits() {
   return hits;
 }
 
-// They run in chunks of their own, not at the slots where they would run as misses.
-void Call::verify() {
-  const Positions chosen = choose_hits();
-  if (chosen.empty()) return;
-  runner_.prepare(chosen);
+std::vector<AgainChunk> chunks_again(const LayerCore& engine, const Positions& chosen,
+                                     std::size_t chunk) {
   // Odd: kernels care for the place modulo a power of two.
-  const std::size_t turn = scatter(engine_.hits_seen.load()) % chunk() | 1U;
-  try {
-    for (std::size_t first = 0; first < chosen.size(); first += chunk()) {
-      const auto part = std::span(chosen).subspan(first, std::min(chunk(), chosen.size() - first));
-      Positions positions = padded(part, chunk());
-      std::rotate(positions.begin(), positions.end() - static_cast<std::ptrdiff_t>(turn % chunk()),
-                  positions.end());
-      const Output output = run_chunk(positions);
-      std::vector<Key> inputs;
-      if (!call_.ids.empty()) inputs = runner_.input_keys(part);
-      compare(part, turn, *output, inputs);
-    }
-  } catch (const UnfitOutput& error) {
-    note_unfit(error.what(), true);
+  const std::size_t turn = (scatter(engine.hits_seen.load()) % chunk | 1U) % chunk;
+  std::vector<AgainChunk> chunks;
+  for (std::size_t first = 0; first < chosen.size(); first += chunk) {
+    const auto part = std::span(chosen).subspan(first, std::min(chunk, chosen.size() - first));
+    AgainChunk& again = chunks.emplace_back(
+        AgainChunk{.rows = {part.begin(), part.end()}, .positions = padded(part, chunk)});
+    again.turn = turn;
+    std::rotate(again.positions.begin(), again.positions.end() - static_cast<std::ptrdiff_t>(turn),
+                again.positions.end());
   }
+  return chunks;
 }
 
-void Call::compare(std::span<const std::int64_t> chosen, std::size_t turn,
-                   const LayerOutput& output, std::span<const Key> inputs) {
+void compare_hits(LayerCore& engine, const MemoBatch& batch, const AgainChunk& again,
+                  std::span<const std::uint8_t> by_row, const LayerOutput& output,
+                  std::span<const Key> inputs, Deviation& all) {
   static constexpr std::int64_t kOnly[] = {0};
-  const Form& form = *answer_.form;
   Deviation found;
-  for (std::size_t i = 0; i < chosen.size(); ++i) {
-    const Entry& entry = batch().entry(static_cast<std::size_t>(chosen[i]));
-    const auto slot = static_cast<std::int64_t>((i + turn) % chunk());
+  for (std::size_t i = 0; i < again.rows.size(); ++i) {
+    const Entry& entry = batch.entry(static_cast<std::size_t>(again.rows[i]));
+    const auto slot = static_cast<std::int64_t>((i + again.turn) % again.positions.size());
     bool differs = false;
     std::size_t row = 0;
-    for (std::size_t k = 0; k < form.by_row.size(); ++k) {
-      if (form.by_row[k] == 0) continue;
+    for (std::size_t k = 0; k < by_row.size(); ++k) {
+      if (by_row[k] == 0) continue;
       const HostTensor stored = stored_row(entry.tensor(row++));
-      const HostTensor again = computed_row(output.leaves()[k], slot, engine_.options.codec);
-      const Gap apart = gap(stored.view(), kOnly, again.view(), kOnly);
-      if (apart.rows == 0 || (engine_.options.accept_slot && apart.slight())) continue;
-      if (engine_.options.tolerance > 0 && apart.absolute <= engine_.options.tolerance) continue;
+      const HostTensor now = computed_row(output.leaves()[k], slot, engine.options.codec);
+      const Gap apart = gap(stored.view(), kOnly, now.view(), kOnly);
+      if (apart.rows == 0 || (engine.options.accept_slot && apart.slight())) continue;
+      if (engine.options.tolerance > 0 && apart.absolute <= engine.options.tolerance) continue;
       differs = true;
       if (found.where.empty() || apart.absolute > found.largest) found.where = output.path(k);
       found.largest = std::max(found.largest, apart.absolute);
@@ -119,18 +114,35 @@ void Call::compare(std::span<const std::int64_t> chosen, std::size_t turn,
     found.rows += differs ? 1 : 0;
   }
   {
-    const std::lock_guard lock(engine_.mutex);
-    LayerStats& stats = engine_.stats;
-    stats.verified += chosen.size();
+    const std::lock_guard lock(engine.mutex);
+    LayerStats& stats = engine.stats;
+    stats.verified += again.rows.size();
     stats.deviating += found.rows;
     stats.largest_deviation = std::max(stats.largest_deviation, found.largest);
   }
-  Deviation& all = answer_.deviation;
   all.rows += found.rows;
   if (found.rows != 0 && (all.where.empty() || found.largest > all.largest)) {
     all.where = std::move(found.where);
   }
   all.largest = std::max(all.largest, found.largest);
+}
+
+// They run in chunks of their own, not at the slots where they would run as misses.
+void Call::verify() {
+  const Positions chosen = choose_hits(engine_, batch(), chunk());
+  if (chosen.empty()) return;
+  runner_.prepare(chosen);
+  try {
+    for (const AgainChunk& again : chunks_again(engine_, chosen, chunk())) {
+      const Output output = run_chunk(again.positions);
+      std::vector<Key> inputs;
+      if (!call_.ids.empty()) inputs = runner_.input_keys(again.rows);
+      compare_hits(engine_, batch(), again, answer_.form->by_row, *output, inputs,
+                   answer_.deviation);
+    }
+  } catch (const UnfitOutput& error) {
+    note_unfit(error.what(), true);
+  }
 }
 
 }  // namespace tensorkey::internal

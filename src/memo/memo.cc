@@ -110,7 +110,8 @@ void MemoBatch::Impl::count_missing(std::size_t first) {
 
 MemoBatch Memo::Impl::look_up(const std::shared_ptr<Impl>& memo, std::vector<Key> keys,
                               const KeyOptions& options, Keep keep,
-                              std::optional<std::uint64_t> epoch, Clock::time_point start) {
+                              std::optional<std::uint64_t> epoch, Flight flight,
+                              Clock::time_point start) {
   auto batch = std::make_unique<MemoBatch::Impl>();
   batch->memo = memo;
   batch->tiers = &memo->tiers;
@@ -138,7 +139,11 @@ MemoBatch Memo::Impl::look_up(const std::shared_ptr<Impl>& memo, std::vector<Key
   }
   if (!absent.empty()) {
     batch->scope = scope_id(options.scope);
-    batch->take_over(absent);
+    if (flight == Flight::kShared) {
+      batch->take_over(absent);
+    } else {
+      batch->take_over({}, absent);
+    }
   }
   const Clock::time_point end = Clock::now();
   {
@@ -167,16 +172,17 @@ Memo::Memo(std::shared_ptr<ActivationCache> cache, const MemoOptions& options) {
 Memo::~Memo() { impl_->pending.drop(); }
 
 MemoBatch Memo::lookup(std::span<const TupleMember> members, const KeyOptions& options, Keep keep,
-                       std::optional<std::uint64_t> epoch) {
+                       std::optional<std::uint64_t> epoch, Flight flight) {
   const Impl::Clock::time_point start = Impl::Clock::now();
   return Impl::look_up(impl_, internal::keys_of_rows(members, options), options, keep, epoch,
-                       start);
+                       flight, start);
 }
 
 MemoBatch Memo::lookup(std::span<const Key> keys, const KeyOptions& options, Keep keep,
                        std::optional<std::uint64_t> epoch) {
   const Impl::Clock::time_point start = Impl::Clock::now();
-  return Impl::look_up(impl_, {keys.begin(), keys.end()}, options, keep, epoch, start);
+  return Impl::look_up(impl_, {keys.begin(), keys.end()}, options, keep, epoch, Flight::kShared,
+                       start);
 }
 
 std::vector<MissingRow> Memo::missing(std::span<const Key> keys) const {

@@ -78,6 +78,14 @@ std::span<const std::int64_t> MemoBatch::missing() const noexcept { return impl_
 
 const Entry* MemoBatch::example() const noexcept { return impl_->example; }
 
+bool MemoBatch::is_known(std::size_t row) const noexcept {
+  return static_cast<bool>(impl_->entries[impl_->distinct.slot_of(row)]);
+}
+
+std::int64_t MemoBatch::first_of(std::size_t row) const noexcept {
+  return impl_->distinct.first(impl_->distinct.slot_of(row));
+}
+
 const Entry& MemoBatch::entry(std::size_t row) const noexcept {
   return *impl_->entries[impl_->distinct.slot_of(row)];
 }
@@ -203,14 +211,13 @@ void MemoBatch::Impl::copy_leaf(std::size_t k, std::size_t row_bytes, std::byte*
   const internal::Item& known = internal::leaf_of(internal::block_of(*example), k);
   const std::int64_t* const dims = dims_of(*example, known);
   const std::size_t rows = distinct.rows();
-  const auto row_of = [&](std::size_t row) -> const Entry& {
-    return *entries[distinct.slot_of(row)];
-  };
+  const auto row_of = [&](std::size_t row) { return entries[distinct.slot_of(row)].get(); };
   const auto item_of = [&](std::size_t row) -> const internal::Item& {
-    return internal::leaf_of(internal::block_of(row_of(row)), k);
+    return internal::leaf_of(internal::block_of(*row_of(row)), k);
   };
   for (std::size_t row = 0; row < rows; ++row, to += row_bytes) {
-    const Entry& entry = row_of(row);
+    if (row_of(row) == nullptr) continue;
+    const Entry& entry = *row_of(row);
     const internal::Item& leaf = item_of(row);
     if (leaf.dtype != known.dtype || leaf.rank != known.rank ||
         !std::equal(dims, dims + known.rank, dims_of(entry, leaf))) {
@@ -221,31 +228,40 @@ void MemoBatch::Impl::copy_leaf(std::size_t k, std::size_t row_bytes, std::byte*
       decode(entry.tensor(k), {to, row_bytes});
       continue;
     }
-    if (row + 1 < rows) prefetch(bytes_of(row_of(row + 1), item_of(row + 1)), row_bytes);
+    if (row + 1 < rows && row_of(row + 1) != nullptr) {
+      prefetch(bytes_of(*row_of(row + 1), item_of(row + 1)), row_bytes);
+    }
     std::memcpy(to, bytes_of(entry, leaf), row_bytes);
   }
 }
 
-void MemoBatch::assemble(std::span<const std::span<std::byte>> outs) const {
-  const Impl& self = *impl_;
+// Writes the rows that are known.
+void MemoBatch::Impl::copy_rows(std::span<const std::span<std::byte>> outs) const {
   const Clock::time_point start = Clock::now();
-  const std::size_t rows = this->rows();
-  if (self.example != nullptr) check_leaf_count(outs.size(), self.example->tensor_count());
-  for (const EntryPtr& entry : self.entries) {
-    if (!entry) invalid("[MemoBatch::assemble] a missing row was not inserted");
-    check_leaf_count(entry->tensor_count(), outs.size());
+  const std::size_t rows = distinct.rows();
+  if (example != nullptr) check_leaf_count(outs.size(), example->tensor_count());
+  for (const EntryPtr& entry : entries) {
+    if (entry) check_leaf_count(entry->tensor_count(), outs.size());
   }
-  for (std::size_t k = 0; k < outs.size(); ++k) {
-    const std::size_t row_bytes =
-        self.example == nullptr ? 0 : decoded_size(self.example->tensor(k));
+  for (std::size_t k = 0; example != nullptr && k < outs.size(); ++k) {
+    const std::size_t row_bytes = decoded_size(example->tensor(k));
     if (outs[k].size() != rows * row_bytes) {
-      invalid("[MemoBatch::assemble] room for " + std::to_string(outs[k].size()) +
-              " bytes; expected " + std::to_string(rows) + " rows of " + std::to_string(row_bytes));
+      invalid("[MemoBatch] room for " + std::to_string(outs[k].size()) + " bytes; expected " +
+              std::to_string(rows) + " rows of " + std::to_string(row_bytes));
     }
-    if (self.example != nullptr) self.copy_leaf(k, row_bytes, outs[k].data());
+    copy_leaf(k, row_bytes, outs[k].data());
   }
-  const std::lock_guard lock(self.memo->mutex);
-  self.memo->stats.seconds_copy += seconds_since(start);
+  const std::lock_guard lock(memo->mutex);
+  memo->stats.seconds_copy += seconds_since(start);
 }
+
+void MemoBatch::assemble(std::span<const std::span<std::byte>> outs) const {
+  if (std::ranges::any_of(impl_->entries, [](const EntryPtr& entry) { return !entry; })) {
+    invalid("[MemoBatch::assemble] a missing row was not inserted");
+  }
+  impl_->copy_rows(outs);
+}
+
+void MemoBatch::read(std::span<const std::span<std::byte>> outs) const { impl_->copy_rows(outs); }
 
 }  // namespace tensorkey

@@ -36,7 +36,7 @@ struct Memo::Impl {
   void count(internal::Lookup reason, std::uint64_t rows);
   [[nodiscard]] static MemoBatch look_up(const std::shared_ptr<Impl>& memo, std::vector<Key> keys,
                                          const KeyOptions& options, Keep keep,
-                                         std::optional<std::uint64_t> epoch,
+                                         std::optional<std::uint64_t> epoch, Flight flight,
                                          Clock::time_point start);
 
   std::shared_ptr<ActivationCache> cache;
@@ -81,6 +81,7 @@ struct MemoBatch::Impl {
                      std::span<const Key> inputs) const;
   [[nodiscard]] EntryPtr keep_row(const EntryParts& parts, bool& stored);
   void write(std::span<const EntryPtr> stored, std::size_t first, double seconds);
+  void copy_rows(std::span<const std::span<std::byte>> outs) const;
   void copy_leaf(std::size_t k, std::size_t row_bytes, std::byte* to) const;
 
   std::shared_ptr<Memo::Impl> memo;
