@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from time import perf_counter
 from typing import Any, Literal, Protocol, get_args
 
@@ -198,6 +198,28 @@ class Fingerprint:
                 self._reading = reading = Reading(self._framework, layer, ignore=self._ignore)
             return reading
 
+    def baked(self, passed: Collection[int]) -> bytes:
+        """Return a digest of all but the contents of some tensors, which are given by their ids.
+
+        For a frontend that compiles the layer as a function of these tensors.
+        """
+        reading, extra = self.read(), self._read_extra()
+        tensors = reading.tensors + extra.tensors if extra else reading.tensors
+        rest = _core.change_digest([tensor for tensor in tensors if id(tensor) not in passed])
+        return _Known(reading, extra, rest).structure() + rest
+
+    def structure(self) -> bytes:
+        """Return what State.structure is now; no content of a tensor is looked at.
+
+        Raises
+        ------
+        tensorkey.errors.Unsupported
+            For a `state` that cannot be read.
+        """
+        if self.mode == "manual":
+            return _NOTHING
+        return _Known(self.read(), self._read_extra(), b"").structure()
+
     def assumptions(self) -> list[str]:
         """Return what the layer is assumed not to depend on, in words."""
         if self.mode == "manual":
@@ -274,9 +296,7 @@ class _Known:
         names, tensors = self._reading.names, self._reading.tensors
         if self._extra is not None:
             names, tensors = names + self._extra.names, tensors + self._extra.tensors
-        keys = sorted(zip(names, map(_content, tensors), strict=True))
-        content = (text(path) + item(b"K", key) for path, key in keys)
-        return _core.blake3(sequence(b"t", content))
+        return weights_digest(zip(names, map(content_of, tensors), strict=True))
 
 
 def _same(one: Reading | None, other: Reading | None) -> bool:
@@ -287,5 +307,12 @@ def _same(one: Reading | None, other: Reading | None) -> bool:
     return one.structure == other.structure and one.names == other.names
 
 
-def _content(tensor: Any) -> bytes:
+def weights_digest(contents: Iterable[tuple[str, bytes]]) -> bytes:
+    """Return the digest of tensors by their names and their content keys."""
+    parts = (text(path) + item(b"K", key) for path, key in sorted(contents))
+    return _core.blake3(sequence(b"t", parts))
+
+
+def content_of(tensor: Any) -> bytes:
+    """Return the content key of a tensor, as bytes."""
     return bytes(_core.key(tensor))
