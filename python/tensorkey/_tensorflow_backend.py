@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +18,48 @@ from tensorflow.python.eager import forwardprop_util, record
 from tensorflow.python.framework import config as framework_config
 
 from tensorkey import _core
+from tensorkey._backend import Bypass
 from tensorkey._fingerprint import Fingerprint
 from tensorkey._tensorflow_rows import Rows
 
 __all__ = [
     "Rows",
+    "answers_stateless",
     "differentiated",
     "environment",
     "inference",
     "recording",
+    "runner",
+    "supports_jit",
+    "traced",
+    "traced_call",
     "transform",
     "unfit_inputs",
     "unfit_layer",
 ]
 
 
+supports_jit = False
+"""XLA cannot call back, as lookups do."""
+answers_stateless = False
+
+
 def transform() -> str | None:
-    """Return the transformation of TensorFlow that the call is under, if any."""
-    if not tf.executing_eagerly():
-        return (
-            "a graph is being traced (tf.function, fit, predict): the cache works in eager calls; "
-            "compile(run_eagerly=True) makes them"
-        )
+    """Return why a call now must run the layer itself, whatever its arguments."""
     return None
+
+
+def traced(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the call is traced: by tf.function, fit, predict, tf.data."""
+    return not tf.executing_eagerly()
+
+
+def traced_call(wrapper: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Raise: graphs run the layer itself."""
+    raise Bypass(
+        "a graph is being traced (tf.function, fit, predict): the cache works in eager calls; "
+        "compile(run_eagerly=True) makes them"
+    )
 
 
 def unfit_inputs(inputs: Sequence[Any]) -> str | None:
@@ -100,3 +119,13 @@ def environment(tensor: Any, portable: bool = False) -> tuple[object, ...]:
         framework_config.is_op_determinism_enabled(),
         tf.config.experimental.tensor_float_32_execution_enabled(),
     )
+
+
+def runner(wrapper: Any) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
+    """Return what runs the layer on a chunk."""
+
+    def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with inference():
+            return wrapper._run_inner(args, kwargs)
+
+    return run

@@ -6,7 +6,7 @@ that have no public name; the tests pin what each must detect.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,17 +16,23 @@ from torch.fx import _symbolic_trace
 from torch.nn import Parameter
 from torch.utils._device import DeviceContext
 
+from tensorkey._backend import Bypass
 from tensorkey._fingerprint import Fingerprint
 from tensorkey._torch_environment import environment
 from tensorkey._torch_rows import Rows
 
 __all__ = [
     "Rows",
+    "answers_stateless",
     "any_global_hook",
     "differentiated",
     "environment",
     "inference",
     "recording",
+    "runner",
+    "supports_jit",
+    "traced",
+    "traced_call",
     "trainable",
     "transform",
     "unfit_inputs",
@@ -127,3 +133,28 @@ def trainable(fingerprint: Fingerprint) -> bool:
 
 inference = torch.no_grad
 """A context in which no gradients are recorded."""
+
+# For Keras, see _keras_below.py.
+
+supports_jit = True
+answers_stateless = False
+
+
+def traced(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call is traced: never, as transform() has a reason for each way of doing so."""
+    return False
+
+
+def traced_call(wrapper: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Raise: no call is traced."""
+    raise Bypass("a traced call")
+
+
+def runner(wrapper: Any) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
+    """Return what runs the layer on a chunk."""
+
+    def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with inference():
+            return wrapper._run_inner(args, kwargs)
+
+    return run

@@ -29,9 +29,9 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 from tensorkey import errors
 from tensorkey._backend import Bypass
 from tensorkey._cached import Cached
-from tensorkey._fingerprint import Fingerprint
 from tensorkey._frontend import Engine
-from tensorkey._keras_layers import KerasLayers
+from tensorkey._keras_below import Below
+from tensorkey._keras_layers import KerasFingerprint, KerasLayers
 from tensorkey._keras_rows import KerasSignature, rows_of, signature_of
 from tensorkey._options import Options
 from tensorkey._stats import LayerStats
@@ -46,13 +46,14 @@ _SAVED = (
 _SERIALIZED = ("state", "outputs")
 
 
-def _load_backend() -> Any:
+def _load_backend() -> Below:
     name = keras.backend.backend()
-    if name not in ("tensorflow", "torch"):
+    if name not in ("tensorflow", "torch", "jax"):
         raise errors.Unsupported(
-            f"[CachedLayer] the Keras backend is {name!r}; expected 'tensorflow' or 'torch'"
+            f"[CachedLayer] the Keras backend is {name!r}; expected 'tensorflow', 'torch' or 'jax'"
         )
-    return importlib.import_module(f"tensorkey._{name}_backend")
+    below: Any = importlib.import_module(f"tensorkey._{name}_backend")
+    return below  # type: ignore[no-any-return]
 
 
 @keras.saving.register_keras_serializable(package="tensorkey")
@@ -94,8 +95,9 @@ class CachedLayer(Cached, keras.layers.Wrapper):  # type: ignore[misc]
         options.setdefault("dtype", layer.dtype_policy)
         options.setdefault("autocast", layer.autocast and converts)
         super().__init__(layer, **options)
+        self._below: Below = _load_backend()
         self.supports_masking = layer.supports_masking
-        self.supports_jit = layer.supports_jit
+        self.supports_jit = layer.supports_jit and self._below.supports_jit
         # Keras looks for masks, and for the first argument, by the names of the layer's own.
         self._call_signature = signature_of(layer)
         self._allow_non_tensor_positional_args = layer._allow_non_tensor_positional_args
@@ -105,8 +107,7 @@ class CachedLayer(Cached, keras.layers.Wrapper):  # type: ignore[misc]
                 f"[CachedLayer] index is {chosen.index!r}; expected 'input': Keras moves inputs to "
                 "the device of the layer before it is called"
             )
-        self._below = _load_backend()
-        self._fingerprint = Fingerprint(
+        self._fingerprint = KerasFingerprint(
             KerasLayers(), lambda: self.layer, chosen.fingerprint, chosen.ignore, chosen.state
         )
         backend = rows_of(self, self._below)
@@ -119,7 +120,9 @@ class CachedLayer(Cached, keras.layers.Wrapper):  # type: ignore[misc]
         """Run a layer without trainable weights as in inference, below too."""
         if not _is_symbolic(args, kwargs):
             self._set_training(kwargs)
-            if self.built and self.layer.built and self._engine.core.aside():
+            # Where it is traced, a graph asks again whenever it runs. aside() counts the call.
+            ready = self.built and self.layer.built and not self._below.traced(args, kwargs)
+            if ready and self._engine.core.aside():
                 return self.layer(*args, **kwargs)
         return super().__call__(*args, **kwargs)
 
@@ -130,23 +133,29 @@ class CachedLayer(Cached, keras.layers.Wrapper):  # type: ignore[misc]
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """Answer from the cache where possible; run the layer for the rest."""
         start = perf_counter()
-        reason = self._reason_to_bypass()
+        traced = self._below.traced(args, kwargs)
+        reason = self._reason_to_bypass(traced)
         if reason is None and training and self.layer.trainable_weights:
             reason = "training=True and trainable weights: set layer.trainable = False"
         if reason is None:
             try:
+                if traced:
+                    return self._below.traced_call(self, args, kwargs)
                 return self._engine.call(args, kwargs, start)
             except Bypass as bypass:
                 reason = str(bypass)
         return self._run_alone(args, kwargs, reason)
 
-    def _reason_to_bypass(self) -> str | None:
-        reason: str | None = self._below.transform()
-        if reason is None and not self.layer.built:
-            return "the first call builds the layer"
-        if reason is None and in_stateless_scope():
+    def _reason_to_bypass(self, traced: bool = False) -> str | None:
+        below = self._below
+        reason = below.transform()
+        if reason is None and not below.answers_stateless and in_stateless_scope():
             return "a stateless call"
-        return reason
+        if reason is not None or traced:
+            return reason
+        if below.traced((), {}):
+            return "inside a graph, which has no keys of the caller's own"
+        return None if self.layer.built else "the first call builds the layer"
 
     def _run_inner(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kwargs = dict(kwargs)
@@ -168,6 +177,13 @@ class CachedLayer(Cached, keras.layers.Wrapper):  # type: ignore[misc]
         kept = dataclasses.replace(self._options, **changed)
         given = {field.name: getattr(kept, field.name) for field in dataclasses.fields(kept)}
         return CachedLayer(self.layer, **given)
+
+    def cache_clear(self) -> None:
+        """Drop the entries of this layer, and the programs that were compiled of it."""
+        super().cache_clear()
+        clear = getattr(self._engine.backend.run_layer, "clear", None)
+        if clear is not None:
+            clear()
 
     def precompute(
         self, batches: Iterable[Any], *, keys: bool = False, progress: bool | None = None
