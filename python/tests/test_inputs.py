@@ -444,7 +444,15 @@ def test_adapters_of_the_user():
     assert adapter.from_tensors(adapter.to_tensors((1, 2))) == (1, 2)
     assert adapter.about() == OutputAdapter([list, tuple]).about()
     assert adapter.about() != OutputAdapter((tuple, list)).about()
+    # What makes the stored tensors counts, with its constants and defaults; the way back does not.
     one, other = (OutputAdapter((list, lambda nest, k=k: nest * k)) for k in (1, 2))
+    assert one.about() == other.about()
+    one, other = (OutputAdapter((lambda out, k=k: [out * k], tuple)) for k in (1, 2))
+    assert one.about() != other.about()
+    one, other = (
+        OutputAdapter((lambda out: [out, 1], tuple)),
+        OutputAdapter((lambda out: [out, 2], tuple)),
+    )
     assert one.about() != other.about()
     for bad in (None, (list,), [list, 1], list, "ab"):
         with pytest.raises(InvalidArgument, match=r"outputs is no pair of functions; expected"):
