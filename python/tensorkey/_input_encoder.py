@@ -119,14 +119,14 @@ class InputEncoder(Encoder):
             return self._other(value)
         if self._fixed:
             raise NoKey(f"{path}: a tensor in a set or as a key of a dict has no place of its own")
-        device = str(getattr(value, "device", ""))
+        kind, place = getattr(self._framework, "stands_for", _itself)(value)
+        device = str(place)
         if not self.tensors:
-            self._home, device = device, _sort_of(value.device, device)
+            self._home, device = device, _sort_of(place, device)
         elif device == self._home:
             device = ""
         self.tensors.append(value)
         self.paths.append(path)
-        kind = type(value)
         described = (f"{kind.__module__}.{kind.__qualname__}", str(value.dtype), device)
         return sequence(b"r", map(text, described))
 
@@ -142,6 +142,11 @@ class InputEncoder(Encoder):
                 named = _FOREIGN.format(path, f"{kind.__module__}.{kind.__qualname__}")
                 self._foreign.setdefault(len(value), named)
         return super()._leaf(value, path)
+
+
+def _itself(tensor: Any) -> tuple[type, Any]:
+    """Return class and device of a tensor, where no Framework.stands_for says those of another."""
+    return type(tensor), getattr(tensor, "device", "")
 
 
 def _sort_of(device: Any, named: str) -> str:

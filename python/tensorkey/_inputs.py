@@ -253,7 +253,7 @@ class Signature:
         if not rows:
             raise Bypass("a batch of 0 rows")
         plan = _Plan(encoder, form, bare, binding.places, None)
-        self._tensors.update(map(type, encoder.tensors))
+        self._tensors.update(type(x) for x in encoder.tensors if hasattr(x, "device"))
         if traced is not None and not encoder.others:
             plan.order = self._order(binding, args, kwargs)
             if len(self._plans) >= _MAX_PLANS:

@@ -50,7 +50,8 @@ def kind_of(tensor: Any) -> str:
     """Say whose a tensor is and where: results of one must not answer another."""
     kind = f"{type(tensor).__module__}.{type(tensor).__qualname__} {getattr(tensor, 'device', '')}"
     swapped = not getattr(getattr(tensor, "dtype", None), "isnative", True)
-    return f"{kind} byteswapped" if swapped else kind
+    weak = getattr(tensor, "weak_type", False) is True  # of JAX: what it is added to says the dtype
+    return f"{kind}{' byteswapped' * swapped}{' weak' * weak}"
 
 
 def leaf_of(value: Any) -> str | None:

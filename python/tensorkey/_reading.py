@@ -132,6 +132,14 @@ class Reading:
         self.tensors.append(tensor)
         return name("tensor", path)
 
+    def value(self, value: Any, path: str) -> bytes:
+        """Encode a part of a layer that ``Framework.foreign`` encodes."""
+        return self._value(value, path)
+
+    def class_of(self, kind: type) -> bytes:
+        """Encode a class of such a part by its code."""
+        return self._class(kind)
+
     def _value(self, value: Any, path: str) -> bytes:
         encode = PLAIN.get(type(value))
         if encode is not None:

@@ -1,0 +1,159 @@
+"""Parameters that are arguments of a cached function: they count as its weights, call by call."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from tensorkey import _core
+from tensorkey._backend import Bypass
+from tensorkey._encoding import sequence, text
+from tensorkey._fingerprint import content_of, weights_digest
+from tensorkey._fork import renew_after_fork
+from tensorkey._jax_functions import JaxFunctions
+from tensorkey._jax_nest import Tree
+from tensorkey._reading import Reading
+
+Place = tuple[int, str]
+"""Of a parameter: its position, and its name."""
+
+_MOST_READ = 4
+_MOST_KNOWN = 16
+
+
+class Parameters:
+    """Those of one call.
+
+    Parameters
+    ----------
+    values
+        What was passed.
+    places
+        Where: a position, or a name.
+    reading
+        Of the values.
+    """
+
+    def __init__(self, values: list[Any], places: list[int | str], reading: Reading) -> None:
+        self.values = values
+        self.places = places
+        self.names = reading.names
+        """Of the tensors that were read."""
+        self.tensors = reading.tensors
+        self.unread = reading.unread
+        self._tree, self.arrays = Tree.of(values)
+        self.structure = _core.blake3(
+            sequence(b"t", [reading.structure, text(repr(places)), text(str(len(self.arrays)))])
+        )
+
+    def put_back(
+        self, arrays: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of the function, its parameters among them, made of these arrays."""
+        positional, named = list(args), dict(kwargs)
+        for place, value in zip(self.places, self._tree.filled(arrays), strict=True):
+            if isinstance(place, int):
+                positional.insert(place, value)
+            else:
+                named[place] = value
+        return tuple(positional), named
+
+
+class Reader:
+    """Takes the parameters out of arguments, and reads them. Thread-safe.
+
+    Parameters
+    ----------
+    places
+        Of the parameters in the signature of the function.
+    """
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self.places = sorted(places)
+        self._read: OrderedDict[tuple[int, ...], tuple[list[Any], Reading]] = OrderedDict()
+        self._lock = threading.Lock()
+        renew_after_fork(self)
+
+    def renew_locks(self) -> None:
+        """Forget who held them: for the child of a fork."""
+        self._lock = threading.Lock()
+
+    def split(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[list[Any], list[int | str], tuple[Any, ...], dict[str, Any]]:
+        """Return the parameters, their places, and the other arguments.
+
+        Raises
+        ------
+        Bypass
+            If one is missing: the function itself says so.
+        """
+        values: list[Any] = []
+        places: list[int | str] = []
+        rest, named = list(args), dict(kwargs)
+        for position, key in reversed(self.places):
+            if position < len(args):
+                values.insert(0, rest.pop(position))
+                places.insert(0, position)
+            elif key in named:
+                values.insert(0, named.pop(key))
+                places.insert(0, key)
+            else:
+                raise Bypass(f"the parameters {key!r} are not among the arguments")
+        return values, places, tuple(rest), named
+
+    def read(self, values: list[Any], places: list[int | str], keep: bool) -> Parameters:
+        """Read parameters; the same objects once, if they are to be kept."""
+        key = tuple(map(id, values))
+        if keep:
+            with self._lock:
+                known = self._read.get(key)
+            if known is not None and known[1].watch.unchanged():
+                return Parameters(values, places, known[1])
+        named = {name: value for (_, name), value in zip(self.places, values, strict=True)}
+        reading = Reading(JaxFunctions(named), named, "parameters")
+        if keep:
+            with self._lock:
+                self._read[key] = values, reading  # their ids are theirs as long as they are here
+                if len(self._read) > _MOST_READ:
+                    self._read.popitem(last=False)
+        return Parameters(values, places, reading)
+
+
+class Digests:
+    """Digests of weights by their names and contents. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[bytes, tuple[str, ...]], bytes] = OrderedDict()
+        self._lock = threading.Lock()
+        renew_after_fork(self)
+
+    def renew_locks(self) -> None:
+        """Forget who held them: for the child of a fork."""
+        self._lock = threading.Lock()
+
+    def digest(self, names: Sequence[str], arrays: Sequence[Any]) -> bytes:
+        """Return the digest; every byte is read.
+
+        Raises
+        ------
+        tensorkey.errors.Unsupported
+            For an array that has no key, such as one that was deleted.
+        """
+        key = (_core.change_digest(list(arrays)), tuple(names))
+        with self._lock:
+            known = self._known.get(key)
+        if known is None:
+            known = weights_digest(zip(names, map(content_of, arrays), strict=True))
+            with self._lock:
+                self._known[key] = known
+                if len(self._known) > _MOST_KNOWN:
+                    self._known.popitem(last=False)
+        return known
+
+
+def joined(one: bytes, other: bytes) -> bytes:
+    """Return the digest of two."""
+    return _core.blake3(one + other)
