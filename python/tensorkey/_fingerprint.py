@@ -220,6 +220,19 @@ class Fingerprint:
             return _NOTHING
         return _Known(self.read(), self._read_extra(), b"").structure()
 
+    def tensors(self) -> list[tuple[str, Any]]:
+        """Return what State.weights is the digest of, by name; none if the caller vouches.
+
+        Raises
+        ------
+        tensorkey.errors.Unsupported
+            For a `state` that cannot be read.
+        """
+        if self.mode == "manual":
+            return []
+        readings = [self.read(), self._read_extra()]
+        return [pair for r in readings if r for pair in zip(r.names, r.tensors, strict=True)]
+
     def assumptions(self) -> list[str]:
         """Return what the layer is assumed not to depend on, in words."""
         if self.mode == "manual":

@@ -145,6 +145,7 @@ class GraphCall:
             (engine.whole, "rows='batch' or by='structure'"),
             (options.trim is not None, "trim="),
             (engine.adapter is not None, "outputs="),
+            (options.codec not in ("raw", "lossless"), f"codec={options.codec!r}"),
         ):
             if given:
                 raise Bypass(f"{name} inside a graph")
@@ -172,11 +173,20 @@ class GraphCall:
         """Return the number of chunks that a batch of so many rows can need at most."""
         return _core.LayerTask.capacity(rows, self.chunk, self._verifies)
 
+    def chunk_of(self, members: Sequence[np.ndarray]) -> int:
+        """Return in chunks of how many rows a batch is to run now, for graphs that take any."""
+        try:
+            shapes = [(array.dtype.name, array.shape[1:]) for array in members]
+            return self._core.task_chunk(self._about, shapes, self._secret, len(members[0]))
+        except Exception:  # look_up() meets it again, and counts it
+            return self.chunk
+
     def look_up(
         self,
         members: Sequence[np.ndarray],
         weights: Sequence[np.ndarray] = (),
         capacity: int | None = None,
+        chunk: int | None = None,
     ) -> LookedUp:
         """Look rows up.
 
@@ -188,13 +198,16 @@ class GraphCall:
             Those that are arguments of the graph, in the order of ``TracedWeights.names``.
         capacity
             Pad positions and targets to so many chunks.
+        chunk
+            What chunk_of() gave, if it is not ``chunk`` of every call.
         """
         import numpy as np
 
         rows = len(members[0])
-        task = self._begin(members, weights, rows)
-        count = task.chunks * self.chunk
-        room = count if capacity is None else capacity * self.chunk
+        chunk = chunk or self.chunk
+        task = self._begin(members, weights, rows, chunk)
+        count = task.chunks * chunk
+        room = count if capacity is None else capacity * chunk
         positions = np.zeros(room, np.int32)
         targets = np.full(room, rows, np.int32)
         sources = np.empty(rows, np.int32)
@@ -206,7 +219,7 @@ class GraphCall:
             task.read([_bytes(array) for array in hits])
         except Exception as error:  # an entry that is not what the others are
             self._core.error(type(error).__name__)
-            task = self._aside(rows)
+            task = _core.LayerTask.aside(rows, chunk)
             sources = np.arange(rows, dtype=np.int32)
         ticket = self._keep(task) if task.chunks or task.whole == 2 else 0
         return LookedUp(ticket, task.whole, task.chunks, positions, targets, sources, hits)
@@ -270,7 +283,9 @@ class GraphCall:
         for chunk in range(chunks):
             self.deliver(ticket, chunk, [leaf[chunk] for leaf in outputs], seconds)
 
-    def _begin(self, members: Sequence[Any], weights: Sequence[Any], rows: int) -> _core.LayerTask:
+    def _begin(
+        self, members: Sequence[Any], weights: Sequence[Any], rows: int, chunk: int
+    ) -> _core.LayerTask:
         try:
             digest = self._weights
             if isinstance(digest, TracedWeights):
@@ -282,17 +297,14 @@ class GraphCall:
                 self._about,
                 digest,
                 self._secret,
-                self.chunk,
+                chunk,
                 self.leaves,
             )
         except Bypass as reason:
             self._core.bypass(str(reason))
         except Exception as error:
             self._core.error(type(error).__name__)
-        return self._aside(rows)
-
-    def _aside(self, rows: int) -> _core.LayerTask:
-        return _core.LayerTask.aside(rows, self.chunk)
+        return _core.LayerTask.aside(rows, chunk)
 
     def _keep(self, task: _core.LayerTask) -> int:
         ticket = next(self._tickets)
