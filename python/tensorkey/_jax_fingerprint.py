@@ -6,13 +6,20 @@ import dataclasses
 import functools
 import threading
 import types
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tensorkey._fingerprint import Fingerprint, State
+from tensorkey._fingerprint import Fingerprint, State, _Known
+from tensorkey._graph import TracedWeights
 from tensorkey._jax_functions import JaxFunctions, Root
 from tensorkey._jax_parameters import Digests, Parameters, joined
+from tensorkey._jax_tracing import is_tracer
 from tensorkey._options import Options
+from tensorkey._reading import Reading
+
+if TYPE_CHECKING:
+    from tensorkey._frontend import Engine
 
 
 class JaxFingerprint(Fingerprint):
@@ -51,6 +58,87 @@ class JaxFingerprint(Fingerprint):
         """The state of the function as this thread's call found it, its parameters left out."""
         return self._call.function  # type: ignore[no-any-return]
 
+    def assumptions(self) -> list[str]:
+        """Return what the function is assumed not to depend on, in words."""
+        trace = self._trace
+        if trace is not None:
+            return trace.assumptions
+        given = self.given
+        return super().assumptions() + ([] if given is None else given.unread)
+
+    def structure(self) -> bytes:
+        """Return what State.structure is now."""
+        trace = self._trace
+        return super().structure() if trace is None else trace.structure
+
+    @property
+    def _trace(self) -> _Trace | None:
+        return getattr(self._call, "trace", None)
+
+    @contextmanager
+    def traced(
+        self,
+        engine: Engine,
+        given: Parameters | None,
+        passed: Sequence[Any],
+        hoisted: Sequence[Any],
+    ) -> Iterator[bytes | TracedWeights]:
+        """Look at the function while a call is traced, for as long as a block is open.
+
+        Parameters
+        ----------
+        engine
+            Of the function.
+        given
+            The parameters of the call.
+        passed
+            The arrays among them that are traced.
+        hoisted
+            What the function encloses that is traced.
+
+        Yields
+        ------
+        bytes or TracedWeights
+            The weights, as they are constants of the graph or passed to it.
+        """
+        if self.mode == "manual":
+            yield bytes(32)
+            return
+        reading = Reading(JaxFunctions(self.root), self.root, ignore=self._ignore)
+        names = {id(x): name for name, x in _pairs(reading) if is_tracer(x)}
+        function: bytes | TracedWeights
+        if names or hoisted:
+            extra = self._read_extra()
+            structure = _Known(reading, extra, b"").structure()
+            held = [*_pairs(reading), *(() if extra is None else _pairs(extra))]
+            function = TracedWeights(
+                [names.get(id(x), f"traced[{i}]") for i, x in enumerate(hoisted)],
+                [(name, x) for name, x in held if not is_tracer(x)],
+            )
+        else:
+            engine.settle()  # constants of a graph are not looked at again
+            state = super().check()
+            structure, function = state.structure, state.weights
+        assumptions = reading.assumptions
+        own: TracedWeights | None = None
+        at: list[int] = []
+        if given is not None:
+            structure = joined(structure, given.structure)
+            assumptions = assumptions + given.unread
+            pairs = list(zip(given.names, given.tensors, strict=True))
+            places = {id(x): i for i, x in enumerate(passed)}
+            own = TracedWeights(
+                [name for name, x in pairs if is_tracer(x)],
+                [(name, x) for name, x in pairs if not is_tracer(x)],
+            )
+            at = [places[id(x)] for _, x in pairs if is_tracer(x)]
+        weights = _Weights(function, list(range(len(passed), len(passed) + len(hoisted))), own, at)
+        self._call.trace = _Trace(structure, assumptions)
+        try:
+            yield weights if passed or hoisted else weights.digest([])
+        finally:
+            self._call.trace = None
+
     def check(self) -> State:
         """Look at the function and at the parameters, once a call."""
         state = super().check()
@@ -63,3 +151,38 @@ class JaxFingerprint(Fingerprint):
             structure=joined(state.structure, given.structure),
             weights=joined(state.weights, self._digests.digest(given.names, given.tensors)),
         )
+
+
+class _Trace(NamedTuple):
+    """A function as it is while a call is traced."""
+
+    structure: bytes
+    assumptions: list[str]
+
+
+class _Weights(TracedWeights):
+    """The weights that a graph passes: of the function, and its parameters."""
+
+    def __init__(
+        self,
+        function: bytes | TracedWeights,
+        function_at: Sequence[int],
+        given: TracedWeights | None,
+        given_at: Sequence[int],
+    ) -> None:
+        super().__init__(())
+        self._function, self._function_at = function, function_at
+        self._given, self._given_at = given, given_at
+
+    def digest(self, arrays: Sequence[Any]) -> bytes:
+        """Return what ``State.weights`` is for arrays with these contents."""
+        function = self._function
+        if isinstance(function, TracedWeights):
+            function = function.digest([arrays[i] for i in self._function_at])
+        if self._given is None:
+            return function
+        return joined(function, self._given.digest([arrays[i] for i in self._given_at]))
+
+
+def _pairs(reading: Reading) -> Iterator[tuple[str, Any]]:
+    return zip(reading.names, reading.tensors, strict=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
 
-from jax._src.core import trace_state_clean
+import jax
 
 from tensorkey import errors
 from tensorkey._backend import Bypass
@@ -18,8 +18,10 @@ from tensorkey._jax_environment import environment
 from tensorkey._jax_fingerprint import JaxFingerprint
 from tensorkey._jax_programs import Programs, is_inside
 from tensorkey._jax_rows import Rows, unfit_inputs
-from tensorkey._jax_signature import JaxArguments, JaxSignature
-from tensorkey._options import Options, parsed
+from tensorkey._jax_signature import JaxSignature
+from tensorkey._jax_traced import traced_call
+from tensorkey._jax_tracing import is_staging, is_tracer, is_tracing
+from tensorkey._options import Options
 from tensorkey._own_keys import Id, KeyedLayer
 
 _BOUND = (
@@ -46,9 +48,16 @@ class JaxRows(Rows):
 
     def environment(self, tensor: Any, portable: bool) -> tuple[object, ...]:
         """Return what else the bits depend on."""
-        return environment(tensor, portable)
+        given = self._fingerprint.given
+        return _environment(tensor, portable, given is not None and bool(given.arrays))
 
     unfit_inputs = staticmethod(unfit_inputs)
+
+
+def _environment(tensor: Any, portable: bool, passed: bool) -> tuple[object, ...]:
+    """Return what bits depend on: weights that are arguments are not folded as constants are."""
+    version, library, mode, *rest = environment(tensor, portable)
+    return (version, library, f"{mode}, weights as arguments" if passed else mode, *rest)
 
 
 class CachedFunction(Cached):
@@ -70,29 +79,41 @@ class CachedFunction(Cached):
         self._fingerprint = fingerprint = JaxFingerprint(function, options)
         rows = JaxRows(function, fingerprint)
         self._engine = engine = Engine(rows, fingerprint, options, function, "call")
-        engine.signature = JaxSignature(
+        self._signature = engine.signature = JaxSignature(
             function, rows, fingerprint, self._params_argnums, whole=engine.whole
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Answer from the cache where possible; run the function for the rest."""
-        if is_inside():
+        if is_inside():  # another cached function, which caches for both
             return self.__wrapped__(*args, **kwargs)
-        if self._engine.core.aside():
+        if not is_tracing():
+            return self.eagerly(args, kwargs)
+        if not is_staging() and not any(map(is_tracer, jax.tree.leaves((args, kwargs)))):
+            with jax.ensure_compile_time_eval():
+                return self.eagerly(args, kwargs)
+        try:
+            return traced_call(self, args, kwargs)
+        except Bypass as bypass:
+            return self._run_alone(args, kwargs, str(bypass))
+
+    def eagerly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer a call whose arrays all have values."""
+        engine = self._engine
+        if engine.core.aside():
             return self.__wrapped__(*args, **kwargs)
-        reason = self._reason_to_bypass()
-        if reason is None:
-            start = perf_counter()
-            try:
-                return self._engine.call(args, kwargs, start)
-            except Bypass as bypass:
-                reason = str(bypass)
-        return self._run_alone(args, kwargs, reason)
+        start = perf_counter()
+        try:
+            return engine.call(args, kwargs, start)
+        except Bypass as bypass:
+            return self._run_alone(args, kwargs, str(bypass))
+
+    def environment_of(self, tensor: Any, passed: bool) -> tuple[object, ...]:
+        """Return the environment of a call that is traced; `passed`: some weights are arguments."""
+        return _environment(tensor, self._options.environment == "portable", passed)
 
     def _reason_to_bypass(self) -> str | None:
-        if not trace_state_clean():
-            return "a transformation of JAX"
-        return None
+        return "a transformation of JAX" if is_tracing() else None
 
     def _run_inner(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self.__wrapped__(*args, **kwargs)
@@ -136,6 +157,3 @@ class CachedFunction(Cached):
         raise errors.Unsupported(
             "[cached] a cached function cannot be copied or pickled; call cached() again"
         )
-
-
-__all__ = ["CachedFunction", "JaxArguments", "JaxRows", "parsed"]

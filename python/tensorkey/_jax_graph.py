@@ -1,0 +1,299 @@
+"""A call of a cached function under the transformations of JAX: one primitive.
+
+    cached_p.bind(*weights, *members, call=call)      one array for each leaf of the output
+
+As it has rules of its own, and no effects, JAX transforms it like any other operation:
+
+    lowering       under jit: look up, run chunks, assemble (_lowered); the function itself where
+                   that cannot be: export, several devices
+    batching       rows are folded into one batch; batched weights run the function itself
+    jvp            differentiates the function itself
+    impl           an eager call of the engine: what is left after vmap and grad outside of jit
+
+The callbacks are lowered as such, not through ``jax.pure_callback``, which calls JAX in the
+callback.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax import lax
+from jax import numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from tensorkey._graph import GraphCall
+
+_barrier: Any = lax.optimization_barrier
+
+Leaves = list[Any]
+Run = Callable[[Sequence[Any], Sequence[Any]], Leaves]
+"""From weights and members to leaves."""
+
+
+class Counted(Protocol):
+    """What a call asks of the cached function."""
+
+    def count(self, reason: str) -> None:
+        """Count a bypass."""
+
+    def eagerly(self, weights: Sequence[Any], members: Sequence[Any]) -> Leaves | None:
+        """Answer a call whose arrays all have values; None: the function itself is to run."""
+
+
+class Call:
+    """One traced call: the function as a function of arrays alone.
+
+    Parameters
+    ----------
+    graph
+        The host's part.
+    rows
+        The batch size.
+    weights
+        How many of the operands are weights.
+    digests
+        Whether their contents are looked at.
+    whole
+        The function on a batch of that size.
+    chunk
+        The function on a chunk.
+    about
+        Counts, and answers eagerly.
+    platform
+        What the environment in the keys is of.
+    """
+
+    def __init__(
+        self,
+        graph: GraphCall,
+        rows: int,
+        weights: int,
+        digests: bool,
+        whole: Run,
+        chunk: Run,
+        about: Counted,
+        platform: str,
+    ) -> None:
+        self.graph = graph
+        self.rows = rows
+        self.weights = weights
+        self.digests = digests
+        self.whole = whole
+        self.chunk = chunk
+        self.about = about
+        self.platform = platform
+        self._folded: dict[int, Call] = {}
+
+    def run(self, *operands: Any) -> Leaves:
+        """Run the function itself."""
+        return self.whole(operands[: self.weights], operands[self.weights :])
+
+    def folded(self, groups: int) -> Call:
+        """Return the same call for so many batches in one."""
+        call = self._folded.get(groups)
+        if call is None:
+            call = copy.copy(self)
+            call.rows, call._folded = groups * self.rows, {}
+            call.whole = _grouped(self.whole, groups, self.rows)
+            call = self._folded.setdefault(groups, call)
+        return call
+
+
+def _grouped(whole: Run, groups: int, rows: int) -> Run:
+    def run(weights: Sequence[Any], members: Sequence[Any]) -> Leaves:
+        split = [member.reshape(groups, rows, *member.shape[1:]) for member in members]
+        leaves = jax.vmap(whole, in_axes=(None, 0))(list(weights), split)
+        return [leaf.reshape(groups * rows, *leaf.shape[2:]) for leaf in leaves]
+
+    return run
+
+
+cached_p: Any = Primitive("tensorkey_cached")
+cached_p.multiple_results = True
+
+
+def bind(call: Call, *operands: Any) -> Leaves:
+    """Make a call a part of what JAX traces."""
+    leaves: Leaves = cached_p.bind(*operands, call=call)
+    return leaves
+
+
+@cached_p.def_abstract_eval  # type: ignore[untyped-decorator]
+def _abstract(*_: Any, call: Call) -> list[Any]:
+    return [
+        jax.core.ShapedArray((call.rows, *dims), jnp.dtype(name))
+        for name, dims in call.graph.leaves
+    ]
+
+
+@cached_p.def_impl  # type: ignore[untyped-decorator]
+def _eager(*operands: Any, call: Call) -> Leaves:
+    with jax.ensure_compile_time_eval():
+        leaves = call.about.eagerly(operands[: call.weights], operands[call.weights :])
+        return call.run(*operands) if leaves is None else leaves
+
+
+def _jvp(
+    primals: Sequence[Any], tangents: Sequence[Any], *, call: Call
+) -> tuple[Leaves, list[Any]]:
+    call.about.count(
+        "a gradient with respect to the inputs or the parameters: a head on top of the function "
+        "can be trained without"
+    )
+    moving = [i for i, tangent in enumerate(tangents) if type(tangent) is not ad.Zero]
+
+    def run(*given: Any) -> Leaves:
+        operands = list(primals)
+        for i, value in zip(moving, given, strict=True):
+            operands[i] = value
+        return call.run(*operands)
+
+    return jax.jvp(run, [primals[i] for i in moving], [tangents[i] for i in moving])
+
+
+ad.primitive_jvps[cached_p] = _jvp
+
+
+def _batch(operands: Sequence[Any], dims: Sequence[Any], *, call: Call) -> tuple[Leaves, list[int]]:
+    mapped = [dim is not None for dim in dims]
+    if any(mapped[: call.weights]):
+        call.about.count("vmap over the parameters")
+        axes = [dim if is_mapped else None for dim, is_mapped in zip(dims, mapped, strict=True)]
+        leaves = jax.vmap(call.run, in_axes=axes)(*operands)
+        return leaves, [0] * len(leaves)
+    groups = next(
+        x.shape[dim] for x, dim, is_mapped in zip(operands, dims, mapped, strict=True) if is_mapped
+    )
+    folded = list(operands[: call.weights])
+    for member, dim in zip(operands[call.weights :], dims[call.weights :], strict=True):
+        member = (
+            jnp.broadcast_to(member, (groups, *member.shape))
+            if dim is None
+            else jnp.moveaxis(member, dim, 0)
+        )
+        folded.append(member.reshape(groups * call.rows, *member.shape[2:]))
+    leaves = bind(call.folded(groups), *folded)
+    split = [leaf.reshape(groups, call.rows, *leaf.shape[1:]) for leaf in leaves]
+    return split, [0] * len(split)
+
+
+batching.primitive_batchers[cached_p] = _batch
+
+
+def _lowering(ctx: Any, *operands: Any, call: Call) -> Any:
+    reason = _unfit(ctx.module_context, ctx.platforms, call.platform)
+    if reason is not None:
+        call.about.count(reason)
+        return mlir.lower_fun(call.run)(ctx, *operands)
+    return mlir.lower_fun(lambda *arrays: _lowered(call, arrays))(ctx, *operands)
+
+
+mlir.register_lowering(cached_p, _lowering, cacheable=False)
+
+
+def _unfit(module: Any, platforms: Any, expected: str) -> str | None:
+    """Return why a program must run the function itself."""
+    if getattr(module.lowering_parameters, "for_export", False):
+        return "jax.export: what is exported holds the function itself"
+    if getattr(module.axis_context, "num_devices", 2) != 1:
+        return "a program for several devices"
+    platforms = platforms or module.platforms
+    named = {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu"}
+    found = [named.get(platform, platform) for platform in platforms]
+    if found != [expected] or expected not in ("cpu", "gpu"):
+        return f"a program for {', '.join(found)}, while JAX's default device is {expected}"
+    return None
+
+
+def _lowered(call: Call, operands: Sequence[Any]) -> Leaves:
+    """Look up, run what is to be run, assemble."""
+    graph, rows, size = call.graph, call.rows, call.graph.chunk
+    weights, members = operands[: call.weights], operands[call.weights :]
+    room = graph.capacity(rows)
+    int32 = jax.core.ShapedArray((), jnp.int32)
+    tables = [jax.core.ShapedArray((rows, *dims), jnp.dtype(name)) for name, dims in graph.leaves]
+
+    def look_up(*arrays: Any) -> list[Any]:
+        passed = len(arrays) - len(members)
+        found = graph.look_up(arrays[passed:], arrays[:passed], room)
+        told = [np.int32(found.ticket), np.int32(found.whole), np.int32(found.chunks)]
+        return [*told, found.positions, found.targets, found.sources, *found.hits]
+
+    places = jax.core.ShapedArray((room * size,), jnp.int32)
+    all_rows = jax.core.ShapedArray((rows,), jnp.int32)
+    ticket, whole, chunks, positions, targets, sources, *hits = _on_host(
+        look_up,
+        [int32, int32, int32, places, places, all_rows, *tables],
+    )(*(operands if call.digests else members))
+
+    def deliver(ticket: Any, number: Any, wanted: Any, *leaves: Any) -> list[Any]:
+        if wanted:
+            graph.deliver(int(ticket), int(number), leaves)
+        return [np.int32(0)]
+
+    hand_over = _on_host(deliver, [int32])
+
+    def run_whole() -> tuple[Any, ...]:
+        leaves = call.whole(weights, members)
+        [done] = hand_over(ticket, jnp.int32(-1), whole == 2, *leaves)
+        return done, *leaves
+
+    first, *all_leaves = lax.cond(whole > 0, run_whole, lambda: (jnp.int32(0), *hits))
+
+    def run_chunk(number: Any, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        before, *parts = carry
+        start = number * size
+        at = lax.dynamic_slice(positions, (start,), (size,))
+        to = lax.dynamic_slice(targets, (start,), (size,))
+        taken = [jnp.take(member, at, axis=0, mode="clip") for member in members]
+        # What is around a chunk must not be fused with it: its bits are those of a chunk alone.
+        taken = _barrier(taken)
+        leaves = _barrier(call.chunk(weights, taken))
+        parts = [
+            part.at[to].set(leaf, mode="drop") for part, leaf in zip(parts, leaves, strict=True)
+        ]
+        [done] = hand_over(ticket, number, jnp.bool_(True), *leaves)
+        return before + done, *parts  # chunks are handed over in order
+
+    _, *parts = lax.fori_loop(0, chunks, run_chunk, (first, *hits))
+    return [
+        jnp.where(whole == 1, every, jnp.take(part, sources, axis=0, mode="clip"))
+        for every, part in zip(all_leaves, parts, strict=True)
+    ]
+
+
+_host_p: Any = Primitive("tensorkey_host")
+_host_p.multiple_results = True
+_host_p.def_abstract_eval(lambda *_, function, avals: list(avals))
+
+
+def _on_host(function: Callable[..., list[Any]], avals: Sequence[Any]) -> Callable[..., list[Any]]:
+    """Return a function of arrays in a graph that calls another with arrays of NumPy."""
+
+    def call(*arrays: Any) -> list[Any]:
+        return list(_host_p.bind(*arrays, function=function, avals=tuple(avals)))
+
+    return call
+
+
+def _lower_host(ctx: Any, *arrays: Any, function: Any, avals: Any) -> Any:
+    emitted: Any = mlir.emit_python_callback(
+        ctx,
+        function,
+        None,
+        list(arrays),
+        ctx.avals_in,
+        ctx.avals_out,
+        has_side_effect=True,
+        returns_token=False,
+    )
+    return emitted[0]
+
+
+mlir.register_lowering(_host_p, _lower_host, cacheable=False)
