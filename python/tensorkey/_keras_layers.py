@@ -9,8 +9,10 @@ from typing import Any
 
 import keras
 from keras.src.backend.common import variables
+from keras.src.backend.common.stateless_scope import get_stateless_scope
 
 from tensorkey import _core, errors
+from tensorkey._fingerprint import Fingerprint
 from tensorkey._reading import Reading
 from tensorkey._watch import Watch
 
@@ -21,6 +23,40 @@ _ENGINE = frozenset({"_below", "_engine", "_fingerprint", "_options"})
 
 # Of all backends; keras.Variable was that of one before Keras 3.7.
 _VARIABLE: Any = getattr(variables, "KerasVariable", None) or variables.Variable
+
+
+def value_of(variable: Any) -> Any:
+    """Return what a variable of JAX holds now, uncast; in a StatelessScope, what it says.
+
+    Raises
+    ------
+    tensorkey.errors.Unsupported
+        While fit, evaluate or predict of a model have the contents, and after a step that failed.
+    """
+    scope = get_stateless_scope()
+    value = None if scope is None else scope.get_current_value(variable)
+    if value is None:
+        value = variable._value
+    if value is None:
+        raise errors.Unsupported(f"{variable.path} holds no value: fit or predict has it")
+    if type(value).__name__ == "ArrayImpl" and value.is_deleted():
+        raise errors.Unsupported(f"{variable.path} was donated or deleted")
+    return value
+
+
+class KerasFingerprint(Fingerprint):
+    """A fingerprint whose readings hold for one StatelessScope: variables are others in the next."""
+
+    _in_scope = False
+
+    def read(self) -> Reading:
+        """Return a reading that is true now."""
+        with self._lock:
+            scoped = get_stateless_scope() is not None
+            if scoped or self._in_scope:
+                self._reading = None
+            self._in_scope = scoped
+            return super().read()
 
 
 class _Unreadable:
@@ -39,6 +75,7 @@ class KerasLayers:
     def __init__(self) -> None:
         below = keras.backend.backend()
         guarded = below == "torch"  # there variables are its tensors
+        self._scoped = below == "jax"
         self.unguarded: str | None = (
             None if guarded else f"variables of Keras on {below} count no versions"
         )
@@ -46,7 +83,7 @@ class KerasLayers:
     def tensor(self, value: Any) -> Any | None:
         """Return what to digest of a variable or tensor."""
         if isinstance(value, _VARIABLE):
-            return value._value  # .value would cast inside an autocast scope
+            return value_of(value) if self._scoped else value._value
         if keras.ops.is_tensor(value) and not isinstance(value, keras.KerasTensor):
             return value
         return None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 from keras.src.backend.common import global_state
+from keras.src.backend.common.masking import get_keras_mask
 
 from tensorkey._backend import Bypass, Unsuited
 from tensorkey._inputs import Arguments, Signature
@@ -39,7 +40,7 @@ def settings() -> tuple[object, ...]:
 
 def mask_of(tensor: Any) -> Any:
     """Return the mask that Keras hung on a tensor."""
-    return getattr(tensor, "_keras_mask", None)
+    return get_keras_mask(tensor)
 
 
 def signature_of(layer: Any) -> inspect.Signature:
@@ -111,9 +112,10 @@ def rows_of(wrapper: CachedLayer, below: Any) -> Any:
     class KerasRows(below.Rows):  # type: ignore[misc]
         name = f"keras-{keras.backend.backend()}"
         environment_names = (*_SETTINGS, *below.Rows.environment_names)
+        run_layer = staticmethod(below.runner(wrapper))
 
         def run(self, *args: Any, **kwargs: Any) -> Any:
-            return _run(wrapper, below, args, kwargs)
+            return _run(wrapper, self.run_layer, args, kwargs)
 
         def unfit_inputs(self, tensors: Sequence[Any]) -> str | None:
             reason: str | None = below.unfit_inputs(tensors)
@@ -150,7 +152,7 @@ def rows_of(wrapper: CachedLayer, below: Any) -> Any:
 
         def random_state(self) -> Any:
             generator = global_state.get_global_attribute(_SEEDS)
-            drawn = generator and tuple(keras.ops.convert_to_numpy(generator.state).tolist())
+            drawn = generator and tuple(keras.ops.convert_to_numpy(generator.state.value).tolist())
             return (super().random_state(), drawn)
 
         def set_random_state(self, state: Any) -> None:
@@ -165,10 +167,11 @@ def rows_of(wrapper: CachedLayer, below: Any) -> Any:
     return KerasRows()
 
 
-def _run(wrapper: CachedLayer, below: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _run(
+    wrapper: CachedLayer, run_layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     layer = wrapper.layer
-    with below.inference():
-        output = wrapper._run_inner(args, kwargs)
+    output = run_layer(args, kwargs)
     if any(part._losses for part in layer._flatten_layers()):
         layer._clear_losses()
         raise Unsuited("it adds losses, which a hit would leave out")

@@ -1,0 +1,307 @@
+"""A Keras layer on JAX as a function of its variables' contents, and that function jitted.
+
+Chunks always run jitted, in eager calls too: what a layer computes eagerly differs in bits from
+what it computes under jit. The contents of variables are arguments; everything else is baked into
+the compiled program, which is therefore looked up by all of that: the structure that a fingerprint
+reads, arrays among the attributes, `state=`, settings of Keras, arguments that are no arrays.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import jax
+import keras
+from keras.src.backend.common import global_state
+from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
+from keras.src.layers.layer import CallContext
+
+from tensorkey import errors
+from tensorkey._backend import Bypass, Unsuited
+from tensorkey._calls import NoKey
+from tensorkey._fork import renew_after_fork
+from tensorkey._input_encoder import InputEncoder
+from tensorkey._keras_layers import value_of, variables_of
+from tensorkey._keras_rows import settings
+from tensorkey._nests import Unread, opened, rebuilt
+
+if TYPE_CHECKING:
+    from tensorkey._reading import Reading
+    from tensorkey.keras import CachedLayer
+
+_MOST = 64  # programs of one layer
+_CONTEXT = "current_call_ctx"  # its name among Keras's globals
+
+
+class _Mark(enum.Enum):
+    """Stands for any array where arguments are encoded."""
+
+    ARRAY = 1
+
+
+class _Slot:
+    """Stands for an array in a nest."""
+
+
+class Nest:
+    """A nest without its arrays.
+
+    Examples
+    --------
+    >>> nest, arrays = Nest.of({"x": jax.numpy.ones(2), "scale": 3})
+    >>> nest.filled([7])
+    {'x': 7, 'scale': 3}
+    """
+
+    def __init__(self, template: Any, slots: list[_Slot]) -> None:
+        self._template = template
+        self._slots = frozenset(map(id, slots))
+        self._keep = slots
+
+    @classmethod
+    def of(cls, value: Any) -> tuple[Nest, list[Any]]:
+        """Take the arrays out of a nest; of one that is there twice, both.
+
+        Raises
+        ------
+        tensorkey._nests.Unread
+            For a nest with more in it.
+        """
+        arrays = [*_arrays(value)]
+        slots = [_Slot() for _ in arrays]
+        return cls(rebuilt(value, frozenset(map(id, arrays)), iter(slots)), slots), arrays
+
+    def filled(self, arrays: Sequence[Any]) -> Any:
+        """Return the nest with other arrays in their places."""
+        return rebuilt(self._template, self._slots, iter(arrays))
+
+
+def _arrays(value: Any) -> Iterator[Any]:
+    if isinstance(value, jax.Array):
+        yield value
+        return
+    level = opened(value, "")
+    for child in () if level is None else level.children:
+        yield from _arrays(child)
+
+
+@jax.tree_util.register_pytree_node_class
+class LayerOutput:
+    """What a run gave. To JAX it is its arrays: outputs, their masks, new values of variables."""
+
+    def __init__(
+        self, outputs: list[Any], masks: list[Any], values: list[Any], rest: tuple[Nest, list[int]]
+    ) -> None:
+        self.outputs = outputs
+        self.masks = masks
+        """One for each output, or None."""
+        self.values = values
+        self.nest, self.changed = rest
+        """`changed` says which of the variables the values are for."""
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        """Take apart, as JAX asks."""
+        return (self.outputs, self.masks, self.values), (self.nest, self.changed)
+
+    @classmethod
+    def tree_unflatten(cls, rest: Any, parts: Any) -> LayerOutput:
+        """Put together, as JAX asks."""
+        return cls(*parts, rest)
+
+    def output(self) -> Any:
+        """Return the layer's output with its masks."""
+        for output, mask in zip(self.outputs, self.masks, strict=True):
+            if mask is not None:
+                set_keras_mask(output, mask)
+        return self.nest.filled(self.outputs)
+
+
+class Function:
+    """A layer in inference as a function of its variables' contents and of arguments.
+
+    It is pure: it may be traced at any time, in any scope of Keras.
+
+    Parameters
+    ----------
+    wrapper
+        Of a layer that is built.
+    reading
+        Of the layer: variables of every layer that was found count.
+    """
+
+    def __init__(self, wrapper: CachedLayer, reading: Reading) -> None:
+        layers = [wrapper.layer, *reading.modules]
+        found = wrapper.layer.variables + [v for part in layers for v in variables_of(part)]
+        self.variables = [*{id(variable): variable for variable in found}.values()]
+        self.context = _context()
+        self._wrapper = wrapper
+
+    def values(self) -> list[Any]:
+        """Return what the variables hold now."""
+        return [value_of(variable) for variable in self.variables]
+
+    def __call__(
+        self, values: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> LayerOutput:
+        """Run the layer.
+
+        Raises
+        ------
+        tensorkey._backend.Unsuited
+            For a layer whose outputs cannot be kept.
+        """
+        wrapper, variables = self._wrapper, self.variables
+        scope = keras.StatelessScope(
+            list(zip(variables, values, strict=True)),
+            collect_losses=True,
+            initialize_variables=False,
+        )
+        given = dict(scope.state_mapping)
+        with _calling(wrapper, self.context), scope:
+            output = wrapper._run_inner(args, kwargs)
+            adapter = wrapper._engine.adapter
+            if adapter is not None:
+                output = adapter.to_tensors(output)
+        if scope.losses:
+            wrapper.layer._clear_losses()
+            raise Unsuited("it adds losses, which a hit would leave out")
+        mapping = scope.state_mapping
+        if len(mapping) != len(given):
+            raise Unsuited("it assigns to a variable that is not its own")
+        changed = [i for i, v in enumerate(variables) if mapping[id(v)] is not given[id(v)]]
+        try:
+            nest, outputs = Nest.of(output)
+        except Unread as reason:
+            raise Unsuited(f"its output cannot be kept: {reason} cannot be read") from None
+        masks = [get_keras_mask(array) for array in outputs]
+        return LayerOutput(
+            outputs, masks, [mapping[id(variables[i])] for i in changed], (nest, changed)
+        )
+
+
+def _context() -> dict[str, Any]:
+    """Return the arguments that sublayers take from the calls around them."""
+    context = global_state.get_global_attribute(_CONTEXT)
+    told = {} if context is None else dict(vars(context))
+    told.pop("entry_layer", None)
+    return told
+
+
+@contextmanager
+def _calling(wrapper: CachedLayer, context: dict[str, Any]) -> Iterator[None]:
+    """Have sublayers find these arguments of calls around them."""
+    before = global_state.get_global_attribute(_CONTEXT)
+    inside = CallContext(entry_layer=wrapper)
+    vars(inside).update(context)
+    global_state.set_global_attribute(_CONTEXT, inside)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(_CONTEXT, before)
+
+
+class Programs:
+    """A layer's compiled programs for chunks. Thread-safe."""
+
+    def __init__(self, wrapper: CachedLayer) -> None:
+        self._wrapper = wrapper
+        self._programs: OrderedDict[tuple[Any, ...], _Program] = OrderedDict()
+        self._lock = threading.Lock()
+        renew_after_fork(self)
+
+    def renew_locks(self) -> None:
+        """Forget who held them: for the child of a fork."""
+        self._lock = threading.Lock()
+
+    def clear(self) -> None:
+        """Have all be compiled anew: what no fingerprint sees may be another by now."""
+        with self._lock:
+            self._programs.clear()
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the layer on a chunk.
+
+        Raises
+        ------
+        tensorkey._backend.Bypass
+            The layer must run itself.
+        """
+        wrapper = self._wrapper
+        fingerprint = wrapper._fingerprint
+        function = Function(wrapper, fingerprint.read())
+        values = function.values()
+        nest, arrays = Nest.of((args, kwargs))
+        key = (
+            fingerprint.baked(frozenset(map(id, values))),
+            settings(),
+            tuple(map(id, function.variables)),
+            self._encoded((function.context, nest.filled([_Mark.ARRAY] * len(arrays)))),
+        )
+        program = self._program(key, function, nest)
+        try:
+            result = program.run(values, arrays)
+        except Exception as error:
+            ours = isinstance(error, (Bypass, Unsuited, errors.Error))
+            if program.stopped_tracing() and not ours:
+                self._check_alone(args, kwargs)
+            raise
+        for i, value in zip(result.changed, result.values, strict=True):
+            function.variables[i].assign(value)  # which the probe sees
+        output = result.output()
+        adapter = wrapper._engine.adapter
+        return output if adapter is None else adapter.from_tensors(output)
+
+    def _encoded(self, value: Any) -> bytes:
+        try:
+            return InputEncoder(self._wrapper._engine.backend).encode(value, "arguments")
+        except NoKey as reason:
+            raise Bypass(str(reason)) from None
+
+    def _program(self, key: tuple[Any, ...], function: Function, nest: Nest) -> _Program:
+        with self._lock:
+            program = self._programs.get(key)
+            if program is None:
+                program = self._programs[key] = _Program(function, nest)
+                if len(self._programs) > _MOST:
+                    self._programs.popitem(last=False)
+            self._programs.move_to_end(key)
+            return program
+
+    def _check_alone(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Tell a layer that JAX cannot trace from one that raises an exception of its own."""
+        wrapper, backend = self._wrapper, self._wrapper._engine.backend
+        state, saved = backend.random_state(), backend.save(())
+        try:
+            wrapper._run_inner(args, kwargs)
+        finally:
+            backend.restore(saved)
+            backend.set_random_state(state)
+        raise Unsuited("jax.jit cannot trace it, as chunks are run")
+
+
+class _Program:
+    """A function of contents of variables and arrays, compiled for each of their shapes."""
+
+    def __init__(self, function: Function, nest: Nest) -> None:
+        self._tracing: set[int] = set()
+
+        def traced(values: list[Any], arrays: list[Any]) -> LayerOutput:
+            self._tracing.add(threading.get_ident())
+            args, kwargs = nest.filled(arrays)
+            output = function(values, args, kwargs)
+            self._tracing.discard(threading.get_ident())
+            return output
+
+        self.run: Callable[[list[Any], list[Any]], LayerOutput] = jax.jit(traced)
+
+    def stopped_tracing(self) -> bool:
+        """Whether the last run of this thread ended with an exception while it was traced."""
+        thread = threading.get_ident()
+        stopped = thread in self._tracing
+        self._tracing.discard(thread)
+        return stopped
