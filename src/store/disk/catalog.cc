@@ -98,7 +98,8 @@ void Catalog::look_at_segments(Index& index) {
   if (gone_ > context_.mirror.entries() / 8) {
     context_.mirror.retain(alive);
     gone_ = 0;
-    if (overflowed_.exchange(false)) {  // there is room again for what did not fit
+    if (overflowed_) {  // there is room again for what did not fit
+      overflowed_ = false;
       last_id_ = 0;
       loading_ = true;
     }
@@ -106,8 +107,12 @@ void Catalog::look_at_segments(Index& index) {
   context_.usage.set(index.settings().period, index.entries());
 }
 
-void Catalog::synchronise(bool now) {
+void Catalog::refresh() {
   const std::lock_guard lock(mutex_);
+  synchronise(true);
+}
+
+void Catalog::synchronise(bool now) {
   if (!now && Clock::now() < looked_ + kBetweenLooks) return;
   looked_ = Clock::now();
   if (index_ != nullptr && index_->moved()) index_.reset();
@@ -138,11 +143,17 @@ bool Catalog::load() {
 void Catalog::locate(std::span<const Key> keys, std::span<Place> places) {
   context_.mirror.find(keys, places);
   if (std::ranges::none_of(places, unknown)) return;
-  synchronise(false);
+  // Asked before the mirror is: what is loaded between the two is in the mirror, or looked up.
+  bool complete = false;
+  {
+    const std::lock_guard lock(mutex_);
+    synchronise(false);
+    complete = !loading_ && !overflowed_;
+  }
   for (std::size_t i = 0; i < keys.size(); ++i) {
     if (!unknown(places[i])) continue;
     context_.mirror.find(keys.subspan(i, 1), places.subspan(i, 1));
-    if (unknown(places[i]) && (loading_ || overflowed_)) {
+    if (unknown(places[i]) && !complete) {
       places[i] = look_up(keys[i]).value_or(Place{});
     }
   }

@@ -34,9 +34,8 @@ class Catalog {
 
   // Fills a part of the mirror; false if all is done.
   bool load();
-  // Takes over what others have committed, if anybody has; looks at most every few milliseconds
-  // unless told to look `now`.
-  void synchronise(bool now);
+  // Takes over what others have committed, if anybody has.
+  void refresh();
 
   [[nodiscard]] std::uint64_t entries();
   // Some entries with id > after, ascending; `after` becomes the last one's.
@@ -51,6 +50,7 @@ class Catalog {
   Index* index();
   template <typename Work>
   bool guarded(Work&& work);
+  void synchronise(bool now);  // else at most every few milliseconds
   void forget();
   void remember(const IndexEntry& entry);
   void look_at_segments(Index& index);
@@ -65,7 +65,7 @@ class Catalog {
   std::unordered_map<std::uint32_t, std::uint64_t> segments_;  // and their entries
   std::uint64_t gone_ = 0;  // entries of segments that are gone, in the mirror still
   std::atomic<bool> loading_{true};
-  std::atomic<bool> overflowed_{false};  // the mirror did not take all
+  bool overflowed_ = false;  // the mirror did not take all
   ForkMutex mutex_;
 };
 

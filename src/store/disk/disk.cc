@@ -145,16 +145,16 @@ std::span<const std::byte> DiskTier::record_of(const Key& key, Place& place,
     case Read::kWhole: break;
     case Read::kGone:  // the file, or its end
       ++context_.counters.stale;
-      context_.mirror.erase(key, place);
       writer_.report(key, place, false);
+      context_.mirror.erase(key, place);
       return {};
     case Read::kDamaged: bad(key, place, false); return {};
     case Read::kRefused: ++context_.counters.errors; return {};
   }
   if (is_expired(head, ttl_)) {
     ++context_.counters.expired;
-    context_.mirror.erase(key, place);
     writer_.report(key, place, false);
+    context_.mirror.erase(key, place);
     return {};
   }
   return record;
@@ -194,8 +194,8 @@ DiskTier::Read DiskTier::read_record(const Key& key, const Place& place,
 
 void DiskTier::bad(const Key& key, const Place& place, bool foreign) {
   ++context_.counters.corrupt;
-  context_.mirror.erase(key, place);
   writer_.report(key, place, foreign);
+  context_.mirror.erase(key, place);
 }
 
 void DiskTier::read(std::span<const Key> keys, std::span<std::byte> out, std::span<bool> found,
@@ -284,7 +284,7 @@ bool DiskTier::flush(double seconds) {
   return true;
 }
 
-void DiskTier::refresh() { catalog_.synchronise(true); }
+void DiskTier::refresh() { catalog_.refresh(); }
 
 void DiskTier::touch(const Key& key, double cost, double hits) {
   Place place;

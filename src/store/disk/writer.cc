@@ -367,12 +367,15 @@ void Writer::clear() {
   });
 }
 
+// In this order: what is no longer among the bad here, forget_bad() has taken off the mirror before.
 bool Writer::wants(const Key& key) const {
+  {
+    const std::lock_guard lock(bad_mutex_);
+    if (bad_.contains(key)) return true;
+  }
   Place place;
   context_.mirror.find({&key, 1}, {&place, 1});
-  if (place.segment == 0) return true;
-  const std::lock_guard lock(bad_mutex_);
-  return bad_.contains(key);
+  return place.segment == 0;
 }
 
 void Writer::report(const Key& key, const Place& place, bool foreign) {
