@@ -367,7 +367,7 @@ void Writer::clear() {
   });
 }
 
-// In this order: what is no longer among the bad here, forget_bad() has taken off the mirror before.
+// In this order: what is not among the bad any more, forget_bad() took off the mirror before.
 bool Writer::wants(const Key& key) const {
   {
     const std::lock_guard lock(bad_mutex_);
