@@ -400,16 +400,19 @@ LayerCore::TaskPlacement LayerCore::task_placement(const LayerCall& call, std::u
   }
   std::optional<Decision> found;
   if (options.probe) found = stored(call, asked);
+  bool created = false;
   const std::lock_guard lock(mutex);
   if (found && found->verdict.complete && !settled()) {
     replace(*plan, *std::move(found));
     note_proven(*plan);
   } else if (!plan->decision) {
+    created = true;
     Decision unproven{.verdict = {.chunk = asked, .complete = !options.probe, .text = kUnproven}};
     unproven.by_row.assign(leaves, 1);
     replace(*plan, std::move(unproven));
   }
-  return {.placement = place(plan, call.weights), .probing = options.probe && !settled()};
+  return {.placement = place(plan, call.weights),
+          .probing = options.probe && (created || !settled())};
 }
 
 std::uint32_t LayerCore::task_chunk(const LayerCall& call, std::size_t rows) {

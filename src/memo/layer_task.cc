@@ -28,7 +28,8 @@ using internal::LayerCore;
 using internal::Positions;
 using Clock = std::chrono::steady_clock;
 
-constexpr std::size_t kProbeChunks = 2;
+constexpr std::size_t kProbeChunks = 3;
+constexpr std::size_t kRepeatedRows = 3;   // odd: kernels care for the place modulo a power of two
 constexpr std::size_t kComparedRows = 16;  // one by one with the whole batch
 
 [[noreturn]] void invalid(const std::string& message) {
@@ -71,7 +72,7 @@ class Held final : public LayerOutput {
 // What a chunk is run for.
 struct Step {
   enum class For : std::uint8_t {
-    kFill,    // the probe: one row at every slot
+    kFilled,  // the probe: a chunk filled with one row
     kTurned,  // the probe: the first chunk of misses, one slot further
     kMisses,
     kAgain,  // verify
@@ -132,11 +133,16 @@ struct LayerTask::Impl : internal::AnswerState {
   // The probe.
   bool probing = false;
   std::size_t probe_end = 0;  // its steps come first
-  std::optional<Held> filled;
+  std::vector<Held> filled;
   std::optional<Held> compared;
   std::optional<Held> turned;
   std::vector<Waiting> waiting;
 
+  // The rows that fill chunks of the probe, by their place among the missing ones.
+  [[nodiscard]] std::vector<std::size_t> filling() const {
+    const std::size_t count = std::min<std::size_t>(chunk, batch->missing().size());
+    return {0, count / 2};
+  }
   void plan();
   void add(Step step, const Positions& run, std::size_t answered);
   void insert(const Step& step, std::span<const TensorView> outputs, double seconds);
@@ -163,7 +169,9 @@ void LayerTask::Impl::plan() {
   probing = probing && !missing.empty();
   const bool neighbours = chunk > 1 && missing.size() > 1;
   if (probing && neighbours) {
-    add({.purpose = Step::For::kFill}, Positions(chunk, missing[0]), 0);
+    for (const std::size_t row : filling()) {
+      add({.purpose = Step::For::kFilled}, Positions(chunk, missing[row]), 0);
+    }
   }
   for (std::size_t first = 0; first < missing.size(); first += chunk) {
     const auto part = misses_at(first);
@@ -241,15 +249,19 @@ Decision LayerTask::Impl::judged() const {
     return decision;
   }
   const std::string in_chunk = " in a chunk of " + std::to_string(chunk);
-  const LayerOutput& row_everywhere =
-      filled ? static_cast<const LayerOutput&>(*filled) : first.output;
-  const Gap slot =
-      compare(row_everywhere, Positions(chunk - 1, 0), row_everywhere, slots(1, chunk - 1, chunk));
-  Gap worst = slot;
-  std::string seen = "equal rows differ" + in_chunk + ", by up to " + leaf_text(slot);
-  if (filled) {
-    const Gap beside = compare(*filled, {0}, first.output, {0});
-    if (beside.rows > 0) {
+  // Equal rows at all slots: in chunks of their own unless there is but one row.
+  Gap worst;
+  for (std::size_t i = 0; i < std::max<std::size_t>(filled.size(), 1); ++i) {
+    const LayerOutput& equal = filled.empty() ? first.output : filled[i];
+    const Gap slot = compare(equal, Positions(chunk - 1, 0), equal, slots(1, chunk - 1, chunk));
+    if (internal::is_worse(slot, worst)) worst = slot;
+  }
+  std::string seen = "equal rows differ" + in_chunk + ", by up to " + leaf_text(worst);
+  if (!filled.empty()) {
+    for (std::size_t i = 0; i < filled.size(); ++i) {
+      const Positions slot{static_cast<std::int64_t>(filling()[i])};
+      const Gap beside = compare(filled[i], slot, first.output, slot);
+      if (beside.rows == 0) continue;
       verdict.refused = true;
       verdict.text =
           "a row changes with the rows beside it" + in_chunk + ", by up to " + leaf_text(beside);
@@ -263,7 +275,7 @@ Decision LayerTask::Impl::judged() const {
              " rows change one slot further" + in_chunk + ", by up to " + leaf_text(further);
     }
   }
-  verdict.complete = filled.has_value();
+  verdict.complete = !filled.empty();
   if (worst.rows == 0) {
     verdict.text = "clean in a graph: " + std::to_string(first.count) +
                    (first.count == 1 ? " row keeps its bits" : " rows keep their bits") +
@@ -291,6 +303,7 @@ void LayerTask::Impl::conclude() {
     ++core->stats.probe_runs;
     core->stats.probe_rows += static_cast<std::uint64_t>(probe_end) * chunk;
     refuse_loudly = !core->accepted;
+    core->shown = std::make_shared<const Decision>(decision);
   }
   const Verdict verdict = decision.verdict;
   core->share(*placement->plan, decision, secret, seconds_layer);
@@ -377,7 +390,7 @@ void LayerTask::deliver(std::size_t chunk, std::span<const TensorView> outputs, 
   self.rows_run += self.chunk;
   self.seconds_layer += seconds;
   switch (step.purpose) {
-    case Step::For::kFill: self.filled.emplace(outputs); break;
+    case Step::For::kFilled: self.filled.emplace_back(outputs); break;
     case Step::For::kTurned: self.turned.emplace(outputs); break;
     case Step::For::kMisses:
       if (self.probing) {
