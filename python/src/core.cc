@@ -19,4 +19,5 @@ NB_MODULE(_core, m) {
   tensorkey::python::init_cache(m);
   tensorkey::python::init_layer(m);
   tensorkey::python::init_simulate(m);
+  tensorkey::python::init_xla_ffi(m);
 }

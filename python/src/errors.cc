@@ -1,8 +1,11 @@
 #include "errors.h"
 
 #include <Python.h>
+#include <nanobind/stl/string.h>
 
 #include <exception>
+#include <functional>
+#include <map>
 #include <new>
 #include <string>
 
@@ -18,6 +21,9 @@ namespace {
 // Code name -> Python class; filled by tensorkey/errors.py. Never freed: exceptions outlive
 // modules.
 PyObject* classes = nullptr;
+
+// Code name -> name of that class. Filled before anybody else can ask.
+std::map<std::string, std::string, std::less<>> class_names;
 
 PyObject* class_of(ErrorCode code) noexcept {
   const std::string name(to_string(code));
@@ -43,6 +49,13 @@ void set_python_error() noexcept {
   }
 }
 
+std::string class_name(const std::exception& error) {
+  if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) return "MemoryError";
+  const auto* ours = dynamic_cast<const Error*>(&error);
+  const auto found = class_names.find(to_string(ours ? ours->code() : ErrorCode::kInternal));
+  return found == class_names.end() ? "RuntimeError" : found->second;
+}
+
 void init_errors(nb::module_& module) {
   classes = PyDict_New();
   if (classes == nullptr) throw nb::python_error();
@@ -50,6 +63,7 @@ void init_errors(nb::module_& module) {
       "register_error",
       [](const char* code, nb::handle error_class) {
         if (PyDict_SetItemString(classes, code, error_class.ptr()) != 0) throw nb::python_error();
+        class_names[code] = nb::cast<std::string>(error_class.attr("__name__"));
       },
       nb::arg("code"), nb::arg("error_class"),
       "Make `error_class` what failures with this code raise. Called by tensorkey.errors alone.");

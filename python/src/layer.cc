@@ -220,10 +220,9 @@ void add_memo(nb::dict& result, const MemoStats& stats) {
   result["seconds_copy"] = stats.seconds_copy;
 }
 
-void add_bypass(nb::dict& result, const Engine& self, const BypassReport& report, BypassMode mode) {
+void add_bypass(nb::dict& result, Counts reasons, const BypassReport& report, BypassMode mode) {
   const std::string told = std::string("bypass='") + name_of(mode) + "'";
   result["decision"] = mode == BypassMode::kAuto ? report.decision : told;
-  Counts reasons = self.reasons;
   if (report.aside > 0) reasons["bypass='auto' stepped aside"] += report.aside;
   if (report.always > 0) reasons["bypass='always'"] += report.always;
   if (report.disabled > 0) reasons["tensorkey.disabled()"] += report.disabled;
@@ -246,10 +245,11 @@ nb::dict stats(Engine& self) {
     result["chunk"] = layer.verdict->chunk;
     result["probe"] = layer.verdict->text;
   }
-  result["host_copy_rows"] = self.host_copy_rows;
-  result["host_copy_bytes"] = self.host_copy_bytes;
-  add_bypass(result, self, self.core.bypass().report(), self.core.bypass().mode());
-  result["errors"] = to_dict(self.errors);
+  const Counters::Snapshot counted = self.counters.read();
+  result["host_copy_rows"] = counted.host_copy_rows;
+  result["host_copy_bytes"] = counted.host_copy_bytes;
+  add_bypass(result, counted.reasons, self.core.bypass().report(), self.core.bypass().mode());
+  result["errors"] = to_dict(counted.errors);
   nb::list said;
   for (const std::string& hint : self.core.hints()) said.append(hint);
   result["hints"] = said;
@@ -258,9 +258,7 @@ nb::dict stats(Engine& self) {
 
 void reset(Engine& self) {
   self.core.reset_stats();
-  self.reasons.clear();
-  self.errors.clear();
-  self.host_copy_rows = self.host_copy_bytes = 0;
+  self.counters.clear();
 }
 
 // An open tensorkey.disabled().
@@ -382,16 +380,15 @@ void init_engine(nb::module_& m) {
           "aside", [](Engine& self) { return self.core.bypass().aside(); },
           "Whether this call is to run the layer alone; counts it if so.")
       .def(
-          "bypass", [](Engine& self, const std::string& why) { count(self.reasons, why); },
+          "bypass", [](Engine& self, const std::string& why) { self.counters.bypassed(why); },
           "reason"_a, "Count a call that ran without the cache.")
       .def(
-          "error", [](Engine& self, const std::string& kind) { count(self.errors, kind); },
+          "error", [](Engine& self, const std::string& kind) { self.counters.failed(kind); },
           "kind"_a, "Count an exception.")
       .def(
           "host_copy",
           [](Engine& self, std::uint64_t rows, std::uint64_t bytes) {
-            self.host_copy_rows += rows;
-            self.host_copy_bytes += bytes;
+            self.counters.copied(rows, bytes);
           },
           "rows"_a, "bytes"_a, "Count what was copied from a device.")
       .def_prop_rw(

@@ -1,6 +1,7 @@
 #include "layer_engine.h"
 
 #include <cstring>
+#include <mutex>
 
 #include <tensorkey/error.h>
 
@@ -11,11 +12,37 @@ namespace {
 
 constexpr std::size_t kMostReasons = 64;
 
-}  // namespace
-
 void count(Counts& counts, const std::string& what) {
   const bool room = counts.size() < kMostReasons || counts.contains(what);
   ++counts[room ? what : "others"];
+}
+
+}  // namespace
+
+void Counters::bypassed(const std::string& reason) {
+  const std::lock_guard lock(mutex_);
+  count(counts_.reasons, reason);
+}
+
+void Counters::failed(const std::string& kind) {
+  const std::lock_guard lock(mutex_);
+  count(counts_.errors, kind);
+}
+
+void Counters::copied(std::uint64_t rows, std::uint64_t bytes) {
+  const std::lock_guard lock(mutex_);
+  counts_.host_copy_rows += rows;
+  counts_.host_copy_bytes += bytes;
+}
+
+Counters::Snapshot Counters::read() const {
+  const std::lock_guard lock(mutex_);
+  return counts_;
+}
+
+void Counters::clear() {
+  const std::lock_guard lock(mutex_);
+  counts_ = {};
 }
 
 Digest digest_of(const nb::bytes& bytes, const char* what) {

@@ -15,26 +15,41 @@
 
 #include <tensorkey/layer.h>
 
+#include "base/fork.h"
 #include "options.h"
 
 namespace tensorkey::python {
 
 using Counts = std::map<std::string, std::uint64_t>;
 
-// Kinds beyond the first 64 are counted as "others".
-void count(Counts& counts, const std::string& what);
+// What only a frontend can count. Thread-safe.
+class Counters {
+ public:
+  struct Snapshot {
+    Counts reasons;  // kinds beyond the first 64 are counted as "others"
+    Counts errors;   // likewise
+    std::uint64_t host_copy_rows = 0;
+    std::uint64_t host_copy_bytes = 0;
+  };
 
-// The engine, and what only a frontend can count. Counters are written with the GIL.
+  void bypassed(const std::string& reason);
+  void failed(const std::string& kind);
+  void copied(std::uint64_t rows, std::uint64_t bytes);
+  [[nodiscard]] Snapshot read() const;
+  void clear();
+
+ private:
+  Snapshot counts_;
+  mutable internal::ForkMutex mutex_{};
+};
+
 struct Engine {
   Engine(std::shared_ptr<ActivationCache> cache, const LayerOptions& options)
       : core(std::move(cache), options), stores(core.cache().has_store()) {}
 
   LayerEngine core;
   bool stores;  // a tier below memory: calls may wait for a disk
-  Counts reasons;
-  Counts errors;
-  std::uint64_t host_copy_rows = 0;
-  std::uint64_t host_copy_bytes = 0;
+  Counters counters;
 };
 
 // The rows of a call, borrowed from Python objects.

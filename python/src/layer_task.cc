@@ -150,8 +150,11 @@ void init_layer_task(nb::module_& m, nb::class_<Engine>& engine) {
           "buffer"_a, nb::sig("def sources(self, buffer: object) -> None"),
           "Write for each row of the batch the row of the table that holds its answer.")
       .def("read", &read, "buffers"_a,
+           nb::sig("def read(self, buffers: collections.abc.Sequence[object]) -> None"),
            "Write the rows that were found into tables, one for each leaf.")
       .def("deliver", &deliver, "chunk"_a, "tensors"_a, "seconds"_a,
+           nb::sig("def deliver(self, chunk: int, tensors: collections.abc.Sequence[object], "
+                   "seconds: float) -> None"),
            "Store what a chunk gave, one tensor for each leaf; -1: the whole batch.")
       .def_prop_ro(
           "deviation",

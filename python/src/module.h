@@ -14,5 +14,6 @@ void init_entry(nanobind::module_& module);
 void init_cache(nanobind::module_& module);
 void init_layer(nanobind::module_& module);
 void init_simulate(nanobind::module_& module);
+void init_xla_ffi(nanobind::module_& module);
 
 }  // namespace tensorkey::python

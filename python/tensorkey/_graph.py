@@ -24,6 +24,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from time import perf_counter
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
 
 RowShape = tuple[str, tuple[int, ...]]
 """Name of a dtype and the dims of a row."""
+
+WeightGroup = tuple[bytes | None, list[bytes], list[int], list[tuple[bytes, bytes]]]
+"""The digest of weights that are all constants; or names of those that are passed, as which arrays
+of a call, and names and content keys of those that are not. Names are UTF-8."""
 
 _MOST_OPEN = 256
 """Calls that looked up and have not delivered; one that was stopped between the two never does."""
@@ -86,6 +91,13 @@ class TracedWeights:
     def renew_locks(self) -> None:
         """Make the lock anew."""
         self._lock = threading.Lock()
+
+    def groups(self) -> list[WeightGroup]:
+        """Return what the core makes the digest of: that of the first, joined with each other."""
+        places = list(range(len(self.names)))
+        return [
+            (None, [*map(_encoded, self.names)], places, [(_encoded(n), k) for n, k in self._fixed])
+        ]
 
     def digest(self, arrays: Sequence[Any]) -> bytes:
         """Return what ``State.weights`` is for tensors with these contents."""
@@ -283,6 +295,37 @@ class GraphCall:
         for chunk in range(chunks):
             self.deliver(ticket, chunk, [leaf[chunk] for leaf in outputs], seconds)
 
+    def in_core(self) -> _core.XlaCall:
+        """Return the same call for programs that make it without Python. Does not hold this one."""
+        owner, about = weakref.ref(self._engine), self._about
+
+        def looked_up(weights: bytes) -> None:
+            engine = owner()
+            if engine is not None:
+                engine.looked_up(about, weights)
+
+        def deviated(found: tuple[int, float, str]) -> None:
+            engine = owner()
+            if engine is not None:
+                engine.look_at(found)
+
+        weights = self._weights
+        passed = isinstance(weights, TracedWeights)
+        return _core.XlaCall(
+            self._core,
+            paths=self._paths,
+            about=about,
+            secret=self._secret,
+            chunk=self.chunk,
+            leaves=self.leaves,
+            weights=weights.groups()
+            if isinstance(weights, TracedWeights)
+            else [(weights, [], [], [])],
+            passed=passed,
+            looked_up=looked_up,
+            deviated=deviated,
+        )
+
     def _begin(
         self, members: Sequence[Any], weights: Sequence[Any], rows: int, chunk: int
     ) -> _core.LayerTask:
@@ -317,6 +360,10 @@ class GraphCall:
     def _drop(self, ticket: int) -> None:
         with self._lock:
             self._open.pop(int(ticket), None)
+
+
+def _encoded(name: str) -> bytes:
+    return name.encode("utf-8", "surrogatepass")
 
 
 @dataclasses.dataclass

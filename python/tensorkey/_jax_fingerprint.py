@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tensorkey._fingerprint import Fingerprint, State, _Known
-from tensorkey._graph import TracedWeights
+from tensorkey._graph import TracedWeights, WeightGroup
 from tensorkey._jax_functions import JaxFunctions, Root
 from tensorkey._jax_parameters import Digests, Parameters, joined
 from tensorkey._jax_tracing import is_tracer
@@ -174,6 +174,20 @@ class _Weights(TracedWeights):
         self._function, self._function_at = function, function_at
         self._given, self._given_at = given, given_at
 
+    def groups(self) -> list[WeightGroup]:
+        """Return what the core makes the digest of."""
+        function = self._function
+        groups: list[WeightGroup]
+        if isinstance(function, bytes):
+            groups = [(function, [], [], [])]
+        else:
+            groups = _placed(function.groups(), self._function_at)
+        return (
+            groups
+            if self._given is None
+            else groups + _placed(self._given.groups(), self._given_at)
+        )
+
     def digest(self, arrays: Sequence[Any]) -> bytes:
         """Return what ``State.weights`` is for arrays with these contents."""
         function = self._function
@@ -182,6 +196,10 @@ class _Weights(TracedWeights):
         if self._given is None:
             return function
         return joined(function, self._given.digest([arrays[i] for i in self._given_at]))
+
+
+def _placed(groups: Sequence[WeightGroup], at: Sequence[int]) -> list[WeightGroup]:
+    return [(known, names, [at[i] for i in places], held) for known, names, places, held in groups]
 
 
 def _pairs(reading: Reading) -> Iterator[tuple[str, Any]]:

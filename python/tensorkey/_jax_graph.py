@@ -17,6 +17,7 @@ callback.
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -28,6 +29,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from tensorkey._graph import GraphCall
+from tensorkey._jax_ffi import array_of, native_call, register_lowering
 
 _barrier: Any = lax.optimization_barrier
 
@@ -44,6 +46,14 @@ class Counted(Protocol):
 
     def eagerly(self, weights: Sequence[Any], members: Sequence[Any]) -> Leaves | None:
         """Answer a call whose arrays all have values; None: the function itself is to run."""
+
+
+class _Number:
+    """Of a call, for as long as anything holds it."""
+
+
+# What jaxlib holds outlives the interpreter: it holds numbers of calls, and no engine.
+_hosts: dict[int, tuple[GraphCall, Counted]] = {}
 
 
 class Call:
@@ -80,15 +90,26 @@ class Call:
         about: Counted,
         platform: str,
     ) -> None:
-        self.graph = graph
+        self._number = number = _Number()
+        _hosts[id(number)] = graph, about
+        weakref.finalize(number, _hosts.pop, id(number), None).atexit = False
         self.rows = rows
         self.weights = weights
         self.digests = digests
         self.whole = whole
         self.chunk = chunk
-        self.about = about
         self.platform = platform
         self._folded: dict[int, Call] = {}
+
+    @property
+    def graph(self) -> GraphCall:
+        """The host's part."""
+        return _hosts[id(self._number)][0]
+
+    @property
+    def about(self) -> Counted:
+        """Counts, and answers eagerly."""
+        return _hosts[id(self._number)][1]
 
     def run(self, *operands: Any) -> Leaves:
         """Run the function itself."""
@@ -194,7 +215,7 @@ def _lowering(ctx: Any, *operands: Any, call: Call) -> Any:
     return mlir.lower_fun(lambda *arrays: _lowered(call, arrays))(ctx, *operands)
 
 
-mlir.register_lowering(cached_p, _lowering, cacheable=False)
+register_lowering(cached_p, _lowering)
 
 
 def _unfit(module: Any, platforms: Any, expected: str) -> str | None:
@@ -215,34 +236,15 @@ def _lowered(call: Call, operands: Sequence[Any]) -> Leaves:
     """Look up, run what is to be run, assemble."""
     graph, rows, size = call.graph, call.rows, call.graph.chunk
     weights, members = operands[: call.weights], operands[call.weights :]
-    room = graph.capacity(rows)
-    int32 = jax.core.ShapedArray((), jnp.int32)
-    tables = [jax.core.ShapedArray((rows, *dims), jnp.dtype(name)) for name, dims in graph.leaves]
-
-    def look_up(*arrays: Any) -> list[Any]:
-        passed = len(arrays) - len(members)
-        found = graph.look_up(arrays[passed:], arrays[:passed], room)
-        told = [np.int32(found.ticket), np.int32(found.whole), np.int32(found.chunks)]
-        return [*told, found.positions, found.targets, found.sources, *found.hits]
-
-    places = jax.core.ShapedArray((room * size,), jnp.int32)
-    all_rows = jax.core.ShapedArray((rows,), jnp.int32)
-    ticket, whole, chunks, positions, targets, sources, *hits = _on_host(
-        look_up,
-        [int32, int32, int32, places, places, all_rows, *tables],
-    )(*(operands if call.digests else members))
-
-    def deliver(ticket: Any, number: Any, wanted: Any, *leaves: Any) -> list[Any]:
-        if wanted:
-            graph.deliver(int(ticket), int(number), leaves)
-        return [np.int32(0)]
-
-    hand_over = _on_host(deliver, [int32])
+    native = native_call(graph, operands, call) if call.platform == "cpu" else None
+    host = native or _Callbacks(call)
+    ticket, whole, chunks, positions, targets, sources, *hits = host.look_up(
+        weights if call.digests else (), members, rows
+    )
 
     def run_whole() -> tuple[Any, ...]:
         leaves = call.whole(weights, members)
-        [done] = hand_over(ticket, jnp.int32(-1), whole == 2, *leaves)
-        return done, *leaves
+        return host.deliver(ticket, jnp.int32(-1), leaves), *leaves
 
     first, *all_leaves = lax.cond(whole > 0, run_whole, lambda: (jnp.int32(0), *hits))
 
@@ -258,7 +260,7 @@ def _lowered(call: Call, operands: Sequence[Any]) -> Leaves:
         parts = [
             part.at[to].set(leaf, mode="drop") for part, leaf in zip(parts, leaves, strict=True)
         ]
-        [done] = hand_over(ticket, number, jnp.bool_(True), *leaves)
+        done = host.deliver(ticket, number, leaves)
         return before + done, *parts  # chunks are handed over in order
 
     _, *parts = lax.fori_loop(0, chunks, run_chunk, (first, *hits))
@@ -266,6 +268,47 @@ def _lowered(call: Call, operands: Sequence[Any]) -> Leaves:
         jnp.where(whole == 1, every, jnp.take(part, sources, axis=0, mode="clip"))
         for every, part in zip(all_leaves, parts, strict=True)
     ]
+
+
+class _Callbacks:
+    """What a program calls for one traced call, in Python. NativeCall has the same methods.
+
+    Parameters
+    ----------
+    call
+        The traced call, which alone is held.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    def look_up(self, weights: Sequence[Any], members: Sequence[Any], rows: int) -> list[Any]:
+        """Return ticket, whole, chunks, positions, targets, sources and tables."""
+        call, graph, passed = self._call, self._call.graph, len(weights)
+        room = graph.capacity(rows)
+
+        def look_up(*arrays: Any) -> list[Any]:
+            found = call.graph.look_up(arrays[passed:], arrays[:passed], room)
+            told = [np.int32(found.ticket), np.int32(found.whole), np.int32(found.chunks)]
+            return [*told, found.positions, found.targets, found.sources, *found.hits]
+
+        places = array_of("int32", room * graph.chunk)
+        tables = [array_of(name, rows, *dims) for name, dims in graph.leaves]
+        numbers = [array_of("int32")] * 3
+        results = [*numbers, places, places, array_of("int32", rows), *tables]
+        return _on_host(look_up, results)(*weights, *members)
+
+    def deliver(self, ticket: Any, number: Any, leaves: Sequence[Any]) -> Any:
+        """Return 0 when a chunk is stored, -1 being the whole batch. Ticket 0 is nobody's."""
+        call = self._call
+
+        def deliver(ticket: Any, number: Any, *leaves: Any) -> list[Any]:
+            if ticket:
+                call.graph.deliver(int(ticket), int(number), leaves)
+            return [np.int32(0)]
+
+        [done] = _on_host(deliver, [array_of("int32")])(ticket, number, *leaves)
+        return done
 
 
 _host_p: Any = Primitive("tensorkey_host")
@@ -296,4 +339,4 @@ def _lower_host(ctx: Any, *arrays: Any, function: Any, avals: Any) -> Any:
     return emitted[0]
 
 
-mlir.register_lowering(_host_p, _lower_host, cacheable=False)
+register_lowering(_host_p, _lower_host)
