@@ -34,9 +34,8 @@ def snippets(language: str) -> list:
 
 
 def run(*command: str | Path, **options) -> str:
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, **options
-    )
+    options = {"env": ENVIRONMENT} | options
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -65,6 +64,11 @@ def test_example(path):
     if path.stem.startswith("seed_"):
         assert "usual:" in printed
         assert "right:" in printed
+
+
+def test_transfer_learning_on_another_backend():
+    path = ROOT / "examples/transfer_learning.py"
+    run(sys.executable, path, env=ENVIRONMENT | {"KERAS_BACKEND": "jax"})
 
 
 def test_demo_is_bit_identical():

@@ -33,6 +33,7 @@ HEADER_LAYER = {
     "fingerprint": "memo",
     "hints": "memo",
     "layer": "memo",
+    "layer_task": "memo",
     "probe": "memo",
     "tensorkey": "frontends",
     "torch": "frontends",
