@@ -18,8 +18,8 @@ from tensorflow.python.eager import forwardprop_util, record
 from tensorflow.python.framework import config as framework_config
 
 from tensorkey import _core
-from tensorkey._backend import Bypass
 from tensorkey._fingerprint import Fingerprint
+from tensorkey._tensorflow_graph import traced_call, unfit_graph
 from tensorkey._tensorflow_rows import Rows
 
 __all__ = [
@@ -46,7 +46,7 @@ answers_stateless = False
 
 def transform() -> str | None:
     """Return why a call now must run the layer itself, whatever its arguments."""
-    return None
+    return None if tf.executing_eagerly() else unfit_graph()
 
 
 def traced(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -54,18 +54,11 @@ def traced(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     return not tf.executing_eagerly()
 
 
-def traced_call(wrapper: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Raise: graphs run the layer itself."""
-    raise Bypass(
-        "a graph is being traced (tf.function, fit, predict): the cache works in eager calls; "
-        "compile(run_eagerly=True) makes them"
-    )
-
-
 def unfit_inputs(inputs: Sequence[Any]) -> str | None:
     """Return why rows of these inputs cannot be looked up."""
+    eager = tf.executing_eagerly()
     for tensor in inputs:
-        if not hasattr(tensor, "numpy"):
+        if eager and not hasattr(tensor, "numpy"):
             return f"an input that is no eager tensor: {type(tensor).__name__}"
         if tensor.dtype in (tf.string, tf.variant, tf.resource):
             return f"an input of dtype {tensor.dtype.name}"
@@ -105,13 +98,16 @@ inference = record.stop_recording
 """A context in which no gradients are recorded."""
 
 
-def environment(tensor: Any, portable: bool = False) -> tuple[object, ...]:
-    """Return what else the bits of an answer depend on, as plain values."""
+def environment(tensor: Any, portable: bool = False, mode: str = "eager") -> tuple[object, ...]:
+    """Return what else the bits of an answer depend on, as plain values.
+
+    A graph, which has no tensor to show, is on the CPU.
+    """
     threads = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count()
     return (
         tf.__version__,
-        "eager",
-        tensor.device,
+        mode,
+        "" if tensor is None else tensor.device,
         platform.machine(),
         *(("", "") if portable else _machine()),
         os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""),

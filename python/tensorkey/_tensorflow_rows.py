@@ -24,8 +24,11 @@ class Rows:
         return isinstance(value, tf.Tensor)
 
     def rows(self, tensor: Any) -> int | None:
-        """Return the first dim; None for rank 0."""
-        return int(tensor.shape[0]) if tensor.shape.rank else None
+        """Return the first dim; -1 if a graph does not know it yet, None for rank 0."""
+        if not tensor.shape.rank:
+            return None
+        rows = tensor.shape[0]
+        return -1 if rows is None else int(rows)
 
     def take(self, tensors: Sequence[Any], rows: Sequence[int]) -> list[Any]:
         """Copy rows into fresh memory."""

@@ -21,7 +21,7 @@ import importlib
 import os
 from collections.abc import Iterable, Iterator
 from time import perf_counter
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 from keras.src.backend.common.stateless_scope import in_stateless_scope
@@ -84,6 +84,9 @@ class CachedLayer(Cached, keras.layers.Wrapper):  # type: ignore[misc]
     >>> layer.stats.misses, layer.stats.hits
     (1, 1)
     """
+
+    autograph_info__: ClassVar[dict[str, Any]] = {}
+    """Has TensorFlow call this as it stands, where it converts the functions around it."""
 
     def __init__(self, layer: Any, **options: Any) -> None:
         if not isinstance(layer, keras.layers.Layer):
@@ -181,9 +184,8 @@ class CachedLayer(Cached, keras.layers.Wrapper):  # type: ignore[misc]
     def cache_clear(self) -> None:
         """Drop the entries of this layer, and the programs that were compiled of it."""
         super().cache_clear()
-        clear = getattr(self._engine.backend.run_layer, "clear", None)
-        if clear is not None:
-            clear()
+        backend: Any = self._engine.backend
+        getattr(backend.run_layer, "clear", _nothing)()
 
     def precompute(
         self, batches: Iterable[Any], *, keys: bool = False, progress: bool | None = None
@@ -246,6 +248,10 @@ class CachedLayer(Cached, keras.layers.Wrapper):  # type: ignore[misc]
             value = config.get(name)
             config[name] = tuple(value) if isinstance(value, list) else value
         return super().from_config(config, custom_objects)  # type: ignore[no-any-return]
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _is_symbolic(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
