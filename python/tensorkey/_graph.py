@@ -310,7 +310,8 @@ class GraphCall:
                 engine.look_at(found)
 
         weights = self._weights
-        passed = isinstance(weights, TracedWeights)
+        groups: list[WeightGroup]
+        groups = weights.groups() if isinstance(weights, TracedWeights) else [(weights, [], [], [])]
         return _core.XlaCall(
             self._core,
             paths=self._paths,
@@ -318,10 +319,8 @@ class GraphCall:
             secret=self._secret,
             chunk=self.chunk,
             leaves=self.leaves,
-            weights=weights.groups()
-            if isinstance(weights, TracedWeights)
-            else [(weights, [], [], [])],
-            passed=passed,
+            weights=groups,
+            passed=isinstance(weights, TracedWeights),
             looked_up=looked_up,
             deviated=deviated,
         )

@@ -177,16 +177,13 @@ class _Weights(TracedWeights):
     def groups(self) -> list[WeightGroup]:
         """Return what the core makes the digest of."""
         function = self._function
-        groups: list[WeightGroup]
         if isinstance(function, bytes):
-            groups = [(function, [], [], [])]
+            groups: list[WeightGroup] = [(function, [], [], [])]
         else:
             groups = _placed(function.groups(), self._function_at)
-        return (
-            groups
-            if self._given is None
-            else groups + _placed(self._given.groups(), self._given_at)
-        )
+        if self._given is not None:
+            groups += _placed(self._given.groups(), self._given_at)
+        return groups
 
     def digest(self, arrays: Sequence[Any]) -> bytes:
         """Return what ``State.weights`` is for arrays with these contents."""
