@@ -85,7 +85,9 @@ class JaxFunctions:
 
     def is_module(self, value: Any) -> bool:
         """Whether this is walked: functions, instances of classes, and classes of one's own."""
-        if value is self._root or isinstance(value, (types.FunctionType, _JIT, jax.Array)):
+        if value is self._root:
+            return not _is_nest(value)
+        if isinstance(value, (types.FunctionType, _JIT, jax.Array)):
             return True
         if isinstance(value, type):
             return not self._is_library(value)
