@@ -36,6 +36,7 @@ DType dtype_of(const std::string& name) {
 
 std::vector<LeafShape> leaves_of(const std::vector<RowShape>& shapes) {
   std::vector<LeafShape> leaves;
+  leaves.reserve(shapes.size());
   for (const auto& [name, dims] : shapes)
     leaves.push_back({.dtype = dtype_of(name), .shape = dims});
   return leaves;
@@ -56,6 +57,7 @@ std::uint32_t task_chunk(Engine& self, const nb::bytes& about, const std::vector
                          nb::handle secret, std::size_t rows) {
   std::vector<LeafShape> batches = leaves_of(shapes);
   std::vector<TupleMember> members;
+  members.reserve(batches.size());
   for (LeafShape& batch : batches) {
     batch.shape.insert(batch.shape.begin(), 1);
     members.push_back({.path = {}, .view = {.dtype = batch.dtype, .shape = batch.shape}});
@@ -94,6 +96,8 @@ void read(const LayerTask& self, const nb::sequence& buffers) {
 void deliver(LayerTask& self, std::int64_t chunk, const nb::sequence& tensors, double seconds) {
   std::vector<std::unique_ptr<Borrowed>> held;
   std::vector<TensorView> views;
+  held.reserve(nb::len(tensors));
+  views.reserve(nb::len(tensors));
   std::size_t bytes = 0;
   for (const nb::handle tensor : tensors) {
     held.push_back(std::make_unique<Borrowed>(tensor.ptr()));
