@@ -1,26 +1,17 @@
-"""JAX below a cached Keras layer: what _keras_below.py asks.
-
-Whether anything is being traced is asked of a module of JAX that is not public; the tests pin what
-it must detect.
-"""
+"""JAX below a cached Keras layer: what _keras_below.py asks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from itertools import chain
-from time import perf_counter
 from typing import Any
 
-import jax
 import keras
-from jax._src.core import trace_state_clean
-from keras.src.backend.common.stateless_scope import get_stateless_scope
 
-from tensorkey._backend import Bypass
 from tensorkey._fingerprint import Fingerprint
 from tensorkey._jax_environment import environment
 from tensorkey._jax_rows import Rows, unfit_inputs
+from tensorkey._jax_tracing import is_tracing
 
 __all__ = [
     "Rows",
@@ -53,21 +44,14 @@ def transform() -> str | None:
 
 def traced(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether JAX traces something: under jit, grad, vmap, in fit and predict."""
-    return not trace_state_clean()
+    return is_tracing()
 
 
 def traced_call(wrapper: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return the answer of a call while something is traced, symbolic if its inputs are."""
-    held: Iterable[Any] = ()
-    scope = get_stateless_scope()
-    if scope is not None:
-        held = map(scope.get_current_value, wrapper.layer.variables)
-    if any(isinstance(x, jax.core.Tracer) for x in chain(keras.tree.flatten((args, kwargs)), held)):
-        raise Bypass("a traced call")
-    if not wrapper.layer.built:
-        raise Bypass("the first call builds the layer")
-    with jax.ensure_compile_time_eval():  # all of it has values
-        return wrapper._engine.call(args, kwargs, perf_counter())
+    from tensorkey._keras_jax_graph import traced_call as call
+
+    return call(wrapper, args, kwargs)
 
 
 def runner(wrapper: Any) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:

@@ -48,6 +48,9 @@ class _Mark(enum.Enum):
     ARRAY = 1
 
 
+MARK = _Mark.ARRAY
+
+
 @contextmanager
 def inside() -> Iterator[None]:
     """Have cached functions that are called meanwhile run themselves: one caches for all."""
@@ -108,7 +111,7 @@ class Programs:
         nest, arrays = taken_apart((args, kwargs))
         key = (
             None if given is None else given.structure,
-            encoded(self._framework, nest.filled([_Mark.ARRAY] * len(arrays))),
+            encoded(self._framework, nest.filled([MARK] * len(arrays))),
         )
         program = self._program(state, key, given, nest)
         try:

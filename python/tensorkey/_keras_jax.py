@@ -8,7 +8,6 @@ reads, arrays among the attributes, `state=`, settings of Keras, arguments that 
 
 from __future__ import annotations
 
-import enum
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -19,75 +18,23 @@ import jax
 import keras
 from keras.src.backend.common import global_state
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
+from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.layers.layer import CallContext
 
 from tensorkey import errors
 from tensorkey._backend import Bypass, Unsuited
-from tensorkey._calls import NoKey
 from tensorkey._fork import renew_after_fork
-from tensorkey._input_encoder import InputEncoder
-from tensorkey._keras_layers import value_of, variables_of
+from tensorkey._jax_nest import Nest
+from tensorkey._jax_programs import MARK, encoded, inside, taken_apart
+from tensorkey._keras_layers import value_of
 from tensorkey._keras_rows import settings
-from tensorkey._nests import Unread, opened, rebuilt
+from tensorkey._nests import Unread
 
 if TYPE_CHECKING:
-    from tensorkey._reading import Reading
     from tensorkey.keras import CachedLayer
 
 _MOST = 64  # programs of one layer
 _CONTEXT = "current_call_ctx"  # its name among Keras's globals
-
-
-class _Mark(enum.Enum):
-    """Stands for any array where arguments are encoded."""
-
-    ARRAY = 1
-
-
-class _Slot:
-    """Stands for an array in a nest."""
-
-
-class Nest:
-    """A nest without its arrays.
-
-    Examples
-    --------
-    >>> nest, arrays = Nest.of({"x": jax.numpy.ones(2), "scale": 3})
-    >>> nest.filled([7])
-    {'x': 7, 'scale': 3}
-    """
-
-    def __init__(self, template: Any, slots: list[_Slot]) -> None:
-        self._template = template
-        self._slots = frozenset(map(id, slots))
-        self._keep = slots
-
-    @classmethod
-    def of(cls, value: Any) -> tuple[Nest, list[Any]]:
-        """Take the arrays out of a nest; of one that is there twice, both.
-
-        Raises
-        ------
-        tensorkey._nests.Unread
-            For a nest with more in it.
-        """
-        arrays = [*_arrays(value)]
-        slots = [_Slot() for _ in arrays]
-        return cls(rebuilt(value, frozenset(map(id, arrays)), iter(slots)), slots), arrays
-
-    def filled(self, arrays: Sequence[Any]) -> Any:
-        """Return the nest with other arrays in their places."""
-        return rebuilt(self._template, self._slots, iter(arrays))
-
-
-def _arrays(value: Any) -> Iterator[Any]:
-    if isinstance(value, jax.Array):
-        yield value
-        return
-    level = opened(value, "")
-    for child in () if level is None else level.children:
-        yield from _arrays(child)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -111,7 +58,8 @@ class LayerOutput:
     @classmethod
     def tree_unflatten(cls, rest: Any, parts: Any) -> LayerOutput:
         """Put together, as JAX asks."""
-        return cls(*parts, rest)
+        outputs, masks, values = parts
+        return cls(outputs, masks, values, rest)
 
     def output(self) -> Any:
         """Return the layer's output with its masks."""
@@ -119,6 +67,34 @@ class LayerOutput:
             if mask is not None:
                 set_keras_mask(output, mask)
         return self.nest.filled(self.outputs)
+
+
+class _Scope(keras.StatelessScope):  # type: ignore[misc]
+    """Holds the contents of some variables, and notes whether others are read that it must hold."""
+
+    def __init__(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
+        pairs = list(zip(variables, values, strict=True))
+        super().__init__(pairs, collect_losses=True, initialize_variables=False)
+        self._around = get_stateless_scope()
+        self.given = dict(self.state_mapping)
+        self.missed = False
+
+    def get_current_value(self, variable: Any) -> Any:
+        """Return what a variable holds; None: what it held before."""
+        value = super().get_current_value(variable)
+        if value is None:
+            around = self._around
+            held = around is not None and around.get_current_value(variable) is not None
+            self.missed = self.missed or held or variable._value is None
+        return value
+
+    def unsuited(self) -> str | None:
+        """Return what a layer did that a hit or a compiled program would not do."""
+        if self.losses:
+            return "it adds losses, which a hit would leave out"
+        if self.missed or len(self.state_mapping) != len(self.given):
+            return "it uses a variable that neither it nor one of its layers holds"
+        return None
 
 
 class Function:
@@ -130,13 +106,10 @@ class Function:
     ----------
     wrapper
         Of a layer that is built.
-    reading
-        Of the layer: variables of every layer that was found count.
     """
 
-    def __init__(self, wrapper: CachedLayer, reading: Reading) -> None:
-        layers = [wrapper.layer, *reading.modules]
-        found = wrapper.layer.variables + [v for part in layers for v in variables_of(part)]
+    def __init__(self, wrapper: CachedLayer) -> None:
+        found = wrapper.layer.variables + wrapper._fingerprint.read().variables
         self.variables = [*{id(variable): variable for variable in found}.values()]
         self.context = _context()
         self._wrapper = wrapper
@@ -156,32 +129,26 @@ class Function:
             For a layer whose outputs cannot be kept.
         """
         wrapper, variables = self._wrapper, self.variables
-        scope = keras.StatelessScope(
-            list(zip(variables, values, strict=True)),
-            collect_losses=True,
-            initialize_variables=False,
-        )
-        given = dict(scope.state_mapping)
-        with _calling(wrapper, self.context), scope:
+        scope = _Scope(variables, values)
+        with inside(), _calling(wrapper, self.context), scope:
             output = wrapper._run_inner(args, kwargs)
             adapter = wrapper._engine.adapter
             if adapter is not None:
                 output = adapter.to_tensors(output)
         if scope.losses:
-            wrapper.layer._clear_losses()
-            raise Unsuited("it adds losses, which a hit would leave out")
-        mapping = scope.state_mapping
-        if len(mapping) != len(given):
-            raise Unsuited("it assigns to a variable that is not its own")
+            wrapper.layer._clear_losses()  # it holds tracers now
+        reason = scope.unsuited()
+        if reason is not None:
+            raise Unsuited(reason)
+        mapping, given = scope.state_mapping, scope.given
         changed = [i for i, v in enumerate(variables) if mapping[id(v)] is not given[id(v)]]
         try:
             nest, outputs = Nest.of(output)
-        except Unread as reason:
-            raise Unsuited(f"its output cannot be kept: {reason} cannot be read") from None
+        except Unread as unread:
+            raise Unsuited(f"its output cannot be kept: {unread} cannot be read") from None
         masks = [get_keras_mask(array) for array in outputs]
-        return LayerOutput(
-            outputs, masks, [mapping[id(variables[i])] for i in changed], (nest, changed)
-        )
+        new = [mapping[id(variables[i])] for i in changed]
+        return LayerOutput(outputs, masks, new, (nest, changed))
 
 
 def _context() -> dict[str, Any]:
@@ -232,15 +199,16 @@ class Programs:
             The layer must run itself.
         """
         wrapper = self._wrapper
-        fingerprint = wrapper._fingerprint
-        function = Function(wrapper, fingerprint.read())
+        framework = wrapper._engine.backend
+        function = Function(wrapper)
         values = function.values()
-        nest, arrays = Nest.of((args, kwargs))
+        nest, arrays = taken_apart((args, kwargs))
         key = (
-            fingerprint.baked(frozenset(map(id, values))),
+            wrapper._fingerprint.baked(frozenset(map(id, values))),
             settings(),
             tuple(map(id, function.variables)),
-            self._encoded((function.context, nest.filled([_Mark.ARRAY] * len(arrays)))),
+            encoded(framework, function.context),
+            encoded(framework, nest.filled([MARK] * len(arrays))),
         )
         program = self._program(key, function, nest)
         try:
@@ -255,12 +223,6 @@ class Programs:
         output = result.output()
         adapter = wrapper._engine.adapter
         return output if adapter is None else adapter.from_tensors(output)
-
-    def _encoded(self, value: Any) -> bytes:
-        try:
-            return InputEncoder(self._wrapper._engine.backend).encode(value, "arguments")
-        except NoKey as reason:
-            raise Bypass(str(reason)) from None
 
     def _program(self, key: tuple[Any, ...], function: Function, nest: Nest) -> _Program:
         with self._lock:

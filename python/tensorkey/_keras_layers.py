@@ -44,19 +44,47 @@ def value_of(variable: Any) -> Any:
     return value
 
 
+class KerasReading(Reading):
+    """A reading that also knows the variables, wherever it found them."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._variables: dict[int, Any] = {}
+        super().__init__(*args, **kwargs)
+
+    @property
+    def variables(self) -> list[Any]:
+        """The variables."""
+        return [*self._variables.values()]
+
+    def _value(self, value: Any, path: str) -> bytes:
+        if isinstance(value, _VARIABLE):
+            self._variables[id(value)] = value
+        return super()._value(value, path)
+
+
 class KerasFingerprint(Fingerprint):
-    """A fingerprint whose readings hold for one StatelessScope: variables are others in the next."""
+    """What a layer is; in a StatelessScope, whose variables hold other values, read anew."""
 
-    _in_scope = False
-
-    def read(self) -> Reading:
+    def read(self) -> KerasReading:
         """Return a reading that is true now."""
+        scoped = get_stateless_scope() is not None
         with self._lock:
-            scoped = get_stateless_scope() is not None
-            if scoped or self._in_scope:
-                self._reading = None
-            self._in_scope = scoped
-            return super().read()
+            reading = self._reading
+            if scoped or reading is None or not reading.watch.unchanged():
+                reading = KerasReading(self._framework, self._layer(), ignore=self._ignore)
+                if not scoped:
+                    self._reading = reading
+            return reading  # type: ignore[return-value]
+
+    def tensors(self) -> list[tuple[str, Any]]:
+        """Return names and tensors that count as weights, those of `state` too."""
+        found = [self.read(), self._read_extra()]
+        return [
+            pair
+            for reading in found
+            if reading is not None
+            for pair in zip(reading.names, reading.tensors, strict=True)
+        ]
 
 
 class _Unreadable:
@@ -102,7 +130,7 @@ class KerasLayers:
 
     def attributes(self, module: Any) -> dict[str, Any]:
         """Return what counts."""
-        own = {key: value for key, value in vars(module).items() if key not in _base_attributes()}
+        own = {key: value for key, value in vars(module).items() if key not in base_attributes()}
         own = {
             key: value
             for key, value in own.items()
@@ -181,7 +209,8 @@ def _foreign(value: Any) -> bool:
 
 
 @functools.cache
-def _base_attributes() -> frozenset[str]:
+def base_attributes() -> frozenset[str]:
+    """Return the names of what every layer or model of Keras holds."""
     return frozenset(vars(keras.layers.Layer())) | frozenset(vars(keras.Model()))
 
 

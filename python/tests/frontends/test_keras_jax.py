@@ -239,7 +239,7 @@ def test_seeds_are_neither_drawn_from_nor_baked():
 
     _held["seed"] = shared
     x = batch()
-    for layer, text in ((Outside(), "not its own"), (Unseeded(), "cannot trace")):
+    for layer, text in ((Outside(), "a variable that neither"), (Unseeded(), "cannot trace")):
         layer(x)
         cached = cache(layer)
         assert not same(cached(x), cached(x))
