@@ -29,6 +29,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from tensorkey._graph import GraphCall
+from tensorkey._jax_convolution import in_order
 from tensorkey._jax_ffi import array_of, native_call, register_lowering
 
 _barrier: Any = lax.optimization_barrier
@@ -235,7 +236,10 @@ def _unfit(module: Any, platforms: Any, expected: str) -> str | None:
 def _lowered(call: Call, operands: Sequence[Any]) -> Leaves:
     """Look up, run what is to be run, assemble."""
     graph, rows, size = call.graph, call.rows, call.graph.chunk
-    weights, members = operands[: call.weights], operands[call.weights :]
+    weights, members = list(operands[: call.weights]), list(operands[call.weights :])
+    run_rows, run_all = call.chunk, call.whole
+    if call.platform == "cpu":
+        run_rows, run_all = in_order(run_rows), in_order(run_all)
     native = native_call(graph, operands, call) if call.platform == "cpu" else None
     host = native or _Callbacks(call)
     ticket, whole, chunks, positions, targets, sources, *hits = host.look_up(
@@ -243,7 +247,7 @@ def _lowered(call: Call, operands: Sequence[Any]) -> Leaves:
     )
 
     def run_whole() -> tuple[Any, ...]:
-        leaves = call.whole(weights, members)
+        leaves = run_all(weights, members)
         return host.deliver(ticket, jnp.int32(-1), leaves), *leaves
 
     first, *all_leaves = lax.cond(whole > 0, run_whole, lambda: (jnp.int32(0), *hits))
@@ -256,14 +260,15 @@ def _lowered(call: Call, operands: Sequence[Any]) -> Leaves:
         taken = [jnp.take(member, at, axis=0, mode="clip") for member in members]
         # What is around a chunk must not be fused with it: its bits are those of a chunk alone.
         taken = _barrier(taken)
-        leaves = _barrier(call.chunk(weights, taken))
+        leaves = _barrier(run_rows(weights, taken))
         parts = [
             part.at[to].set(leaf, mode="drop") for part, leaf in zip(parts, leaves, strict=True)
         ]
         done = host.deliver(ticket, number, leaves)
         return before + done, *parts  # chunks are handed over in order
 
-    _, *parts = lax.fori_loop(0, chunks, run_chunk, (first, *hits))
+    last, *parts = lax.fori_loop(0, chunks, run_chunk, (first, *hits))
+    sources = sources + last  # zero, which XLA cannot know: what is delivered keeps its order
     return [
         jnp.where(whole == 1, every, jnp.take(part, sources, axis=0, mode="clip"))
         for every, part in zip(all_leaves, parts, strict=True)
