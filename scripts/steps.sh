@@ -3,8 +3,10 @@ failed=()
 
 # step TITLE COMMAND...
 step() {
+  local start=$SECONDS
   printf '\n== %s\n' "$1"
   "${@:2}" || failed+=("$1")
+  printf '== %s: %d s\n' "$1" $((SECONDS - start))
 }
 
 # finish NAME: the verdict, and the exit status.

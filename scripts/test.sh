@@ -4,26 +4,31 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/steps.sh
 
-# cpp PRESET TARGET [CTEST-OPTION...]: configure, build and run the C++ tests.
+# cpp PRESET TARGETS [CTEST-OPTION...]: configure, build and run the C++ tests.
 cpp() {
   local log=build/$1-configure.log
   cmake --preset "$1" > "$log" 2>&1 || { cat "$log"; return 1; }
-  cmake --build --preset "$1" --parallel "$(nproc)" --target all "$2" -- --quiet &&
+  # shellcheck disable=SC2086
+  cmake --build --preset "$1" --parallel "$(nproc)" --target $2 -- --quiet &&
     ctest --preset "$1" --parallel "$(nproc)" --no-tests=error "${@:3}"
 }
 
-pytest() { .venv/bin/python -m pytest -p no:cacheprovider "$@"; }
+# A process a core.
+pytest() {
+  .venv/bin/python -m pytest -p no:cacheprovider --numprocesses "$(nproc)" --dist worksteal "$@"
+}
 
 # Keras takes its backend once for a process.
 keras() { KERAS_BACKEND=$1 pytest python/tests/frontends/test_keras*.py; }
 
 # GCC 12's AddressSanitizer leaves its allocator locked in the child of a fork: release runs those.
 step "C++ with AddressSanitizer and UBSan" cpp asan all -E Fork
-step "C++ threads with ThreadSanitizer" cpp tsan all -R 'Thread|Concurren'
+step "C++ threads with ThreadSanitizer" cpp tsan thread_tests -R 'Thread|Concurren'
 step "C++ as it is shipped, each public header alone, consumers" \
-  cpp release all_verify_interface_header_sets
+  cpp release "all all_verify_interface_header_sets"
 step "LibTorch" scripts/libtorch.sh
 step "Python" pytest --ignore-glob='*/test_keras*'
 step "Keras on TensorFlow" keras tensorflow
 step "Keras on PyTorch" keras torch
+step "Keras on JAX" keras jax
 finish tests
