@@ -128,7 +128,7 @@ def _safetensors(engine: Engine, path: Path) -> Iterator[tuple[str, Any]]:
     safetensors(engine, "import_entries")
     from safetensors import SafetensorError, safe_open
 
-    kind = {"torch": "pt", "tensorflow": "tf"}[engine.backend.files]
+    kind = {"torch": "pt", "tensorflow": "tf", "flax": "flax"}[engine.backend.files]
     try:
         with safe_open(path, framework=kind) as file:
             for name in file.keys():  # noqa: SIM118  # a handle is no mapping

@@ -14,7 +14,7 @@ from tensorkey._fingerprint import Fingerprint, State, _Known
 from tensorkey._graph import TracedWeights, WeightGroup
 from tensorkey._jax_functions import JaxFunctions, Root
 from tensorkey._jax_parameters import Digests, Parameters, joined
-from tensorkey._jax_tracing import is_tracer
+from tensorkey._jax_tracing import forget_traces, is_tracer
 from tensorkey._options import Options
 from tensorkey._reading import Reading
 
@@ -42,6 +42,7 @@ class JaxFingerprint(Fingerprint):
             state,
         )
         self._digests = Digests()
+        self._last: tuple[bytes, bytes] | None = None
         self._call = threading.local()
 
     @property
@@ -75,20 +76,35 @@ class JaxFingerprint(Fingerprint):
     def _trace(self) -> _Trace | None:
         return getattr(self._call, "trace", None)
 
+    def look(self, engine: Engine) -> Look:
+        """Look at the function while a call of it is traced."""
+        if self.mode == "manual":
+            return Look(bytes(32), bytes(32), [], [])
+        reading = Reading(JaxFunctions(self.root), self.root, ignore=self._ignore)
+        pairs = [*_pairs(reading)]
+        if not any(is_tracer(x) for _, x in pairs):
+            engine.settle()  # constants of a graph are not looked at again
+            state = self._checked()
+            return Look(state.structure, state.weights, pairs, reading.assumptions)
+        extra = self._read_extra()
+        structure = _Known(reading, extra, b"").structure()
+        pairs += [] if extra is None else _pairs(extra)
+        return Look(structure, None, pairs, reading.assumptions)
+
     @contextmanager
     def traced(
         self,
-        engine: Engine,
+        look: Look,
         given: Parameters | None,
         passed: Sequence[Any],
         hoisted: Sequence[Any],
     ) -> Iterator[bytes | TracedWeights]:
-        """Look at the function while a call is traced, for as long as a block is open.
+        """Have structure() and assumptions() be those of a call that is traced, in a block.
 
         Parameters
         ----------
-        engine
-            Of the function.
+        look
+            At the function.
         given
             The parameters of the call.
         passed
@@ -104,22 +120,7 @@ class JaxFingerprint(Fingerprint):
         if self.mode == "manual":
             yield bytes(32)
             return
-        reading = Reading(JaxFunctions(self.root), self.root, ignore=self._ignore)
-        names = {id(x): name for name, x in _pairs(reading) if is_tracer(x)}
-        function: bytes | TracedWeights
-        if names or hoisted:
-            extra = self._read_extra()
-            structure = _Known(reading, extra, b"").structure()
-            held = [*_pairs(reading), *(() if extra is None else _pairs(extra))]
-            function = TracedWeights(
-                [names.get(id(x), f"traced[{i}]") for i, x in enumerate(hoisted)],
-                [(name, x) for name, x in held if not is_tracer(x)],
-            )
-        else:
-            engine.settle()  # constants of a graph are not looked at again
-            state = super().check()
-            structure, function = state.structure, state.weights
-        assumptions = reading.assumptions
+        structure, assumptions = look.structure, look.assumptions
         own: TracedWeights | None = None
         at: list[int] = []
         if given is not None:
@@ -132,6 +133,7 @@ class JaxFingerprint(Fingerprint):
                 [(name, x) for name, x in pairs if not is_tracer(x)],
             )
             at = [places[id(x)] for _, x in pairs if is_tracer(x)]
+        function = look.weights_with(hoisted)
         weights = _Weights(function, list(range(len(passed), len(passed) + len(hoisted))), own, at)
         self._call.trace = _Trace(structure, assumptions)
         try:
@@ -139,9 +141,18 @@ class JaxFingerprint(Fingerprint):
         finally:
             self._call.trace = None
 
+    def _checked(self) -> State:
+        state = super().check()
+        now = (state.structure, state.weights)
+        if now != self._last:
+            if self._last is not None:
+                forget_traces()
+            self._last = now
+        return state
+
     def check(self) -> State:
         """Look at the function and at the parameters, once a call."""
-        state = super().check()
+        state = self._checked()
         self._call.function = (state.structure, state.weights)
         given = self.given
         if given is None or self.mode == "manual":
@@ -151,6 +162,32 @@ class JaxFingerprint(Fingerprint):
             structure=joined(state.structure, given.structure),
             weights=joined(state.weights, self._digests.digest(given.names, given.tensors)),
         )
+
+
+class Look(NamedTuple):
+    """A function as it is while a call of it is traced."""
+
+    structure: bytes
+    weights: bytes | None
+    """None: some of them are traced themselves."""
+    pairs: list[tuple[str, Any]]
+    """Names and tensors."""
+    assumptions: list[str]
+
+    def weights_with(self, hoisted: Sequence[Any]) -> bytes | TracedWeights:
+        """Return the weights, where the function encloses these tracers."""
+        if self.weights is not None and not hoisted:
+            return self.weights
+        names = {id(x): name for name, x in self.pairs if is_tracer(x)}
+        return TracedWeights(
+            [names.get(id(x), f"traced[{i}]") for i, x in enumerate(hoisted)],
+            [(name, x) for name, x in self.pairs if not is_tracer(x)],
+        )
+
+    @property
+    def state(self) -> Any:
+        """What traces of it may be kept for."""
+        return (self.structure, self.weights) if self.weights is not None else object()
 
 
 class _Trace(NamedTuple):

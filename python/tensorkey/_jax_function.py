@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
@@ -145,6 +146,21 @@ class CachedFunction(Cached):
         """Return the positions of ids whose rows would have to be run; of equal ones the first."""
         self._check_bound("missing")
         return super().missing(ids)
+
+    def to_table(self, keys: Sequence[Id]) -> Any:
+        """Return the outputs of rows with these keys; see :meth:`with_keys`."""
+        self._check_bound("to_table")
+        return super().to_table(keys)
+
+    def to_safetensors(self, path: str | os.PathLike[str], keys: Sequence[Id]) -> int:
+        """Write the outputs of rows with these keys into a file; see :meth:`with_keys`."""
+        self._check_bound("to_safetensors")
+        return super().to_safetensors(path, keys)
+
+    def import_entries(self, path: str | os.PathLike[str]) -> int:
+        """Take answers that were computed elsewhere; see :meth:`with_keys`."""
+        self._check_bound("import_entries")
+        return super().import_entries(path)
 
     def _check_bound(self, where: str) -> None:
         if self._params_argnums:

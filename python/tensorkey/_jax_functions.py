@@ -33,7 +33,9 @@ from tensorkey._globals import (
 from tensorkey._readers import attributes_of, hidden_base, leaf_of
 from tensorkey._reading import Readable, Reading
 
-_JIT: Any = type(jax.jit(lambda: None))
+JIT: Any = type(jax.jit(lambda: None))
+"""Of functions that ``jax.jit`` returns."""
+
 _LIBRARIES = frozenset({"jax", "jaxlib", "numpy", "ml_dtypes", "flax", "equinox", "optax"})
 _LINEN = frozenset({"parent", "name"})  # fields of every module of Flax that are no options
 _WRAPPERS = frozenset({"jax", "jaxlib", "equinox", "tensorkey"})
@@ -87,7 +89,7 @@ class JaxFunctions:
         """Whether this is walked: functions, instances of classes, and classes of one's own."""
         if value is self._root:
             return not _is_nest(value)
-        if isinstance(value, (types.FunctionType, _JIT, jax.Array)):
+        if isinstance(value, (types.FunctionType, JIT, jax.Array)):
             return True
         if isinstance(value, type):
             return not self._is_library(value)
@@ -141,7 +143,7 @@ class JaxFunctions:
             return name("jax", "weak") + reading.add_tensor(
                 module if traced else np.asarray(module), path
             )
-        if isinstance(module, _JIT):
+        if isinstance(module, JIT):
             return name("jax", "jit") + reading.value(module.__wrapped__, path)
         if isinstance(module, type):
             return reading.class_of(module)

@@ -104,4 +104,5 @@ def converted(value: Any) -> Any:
 def _as_jax(array: Any) -> Any:
     if array.dtype.kind not in "biufcV" or array.dtype.fields:
         return array  # none of JAX's
-    return put(array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False))
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype.newbyteorder("="))
+    return put(array.astype(dtype, copy=False))

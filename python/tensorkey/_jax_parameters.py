@@ -9,7 +9,6 @@ from typing import Any
 
 from tensorkey import _core
 from tensorkey._backend import Bypass
-from tensorkey._encoding import sequence, text
 from tensorkey._fingerprint import content_of, weights_digest
 from tensorkey._fork import renew_after_fork
 from tensorkey._jax_functions import JaxFunctions
@@ -44,9 +43,7 @@ class Parameters:
         self.tensors = reading.tensors
         self.unread = reading.unread
         self._tree, self.arrays = Tree.of(values)
-        self.structure = _core.blake3(
-            sequence(b"t", [reading.structure, text(repr(places)), text(str(len(self.arrays)))])
-        )
+        self.structure = _core.blake3(reading.structure)
 
     def put_back(
         self, arrays: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -23,6 +23,7 @@ from tensorkey._calls import NoKey
 from tensorkey._fork import renew_after_fork
 from tensorkey._input_encoder import InputEncoder
 from tensorkey._jax_nest import Nest
+from tensorkey._jax_tracing import traced_for
 from tensorkey._nests import Unread
 
 if TYPE_CHECKING:
@@ -110,12 +111,13 @@ class Programs:
         """
         nest, arrays = taken_apart((args, kwargs))
         key = (
-            None if given is None else given.structure,
+            None if given is None else (given.structure, tuple(given.places)),
             encoded(self._framework, nest.filled([MARK] * len(arrays))),
         )
         program = self._program(state, key, given, nest)
         try:
-            return program([] if given is None else given.arrays, arrays)
+            with traced_for(state):
+                return program([] if given is None else given.arrays, arrays)
         except _UNTRACEABLE as error:
             first = str(error).partition("\n")[0]
             raise Unsuited(f"jax.jit cannot trace it, as chunks are run: {first}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -17,7 +17,7 @@ from tensorkey._jax_graph import Call, Leaves, Run, bind
 from tensorkey._jax_parameters import Parameters
 from tensorkey._jax_programs import inside
 from tensorkey._jax_rows import put, unfit_inputs
-from tensorkey._jax_tracing import has_named_axes, is_tracer
+from tensorkey._jax_tracing import has_named_axes, is_tracer, traced_for
 from tensorkey._outputs import pack
 
 if TYPE_CHECKING:
@@ -36,13 +36,15 @@ def traced_call(cached: CachedFunction, args: tuple[Any, ...], kwargs: dict[str,
     """
     if has_named_axes():
         raise Bypass("a named axis: pmap, shard_map or vmap with axis_name")
-    function = _Function(cached, cached._signature.take(args, kwargs, keep=False))
+    fingerprint, engine = cached._fingerprint, cached._engine
+    arguments = cached._signature.take(args, kwargs, keep=False)
+    look = fingerprint.look(engine)
+    function = _Function(cached.__wrapped__, arguments, look.state)
     rows = function.rows
     whole = function.traced(rows)
     output = _Output(whole.shape, cached)
     leaves = output.rows(rows)
-    fingerprint, engine = cached._fingerprint, cached._engine
-    with fingerprint.traced(engine, function.given, function.passed, whole.hoisted) as weights:
+    with fingerprint.traced(look, function.given, function.passed, whole.hoisted) as weights:
         graph = GraphCall(
             engine,
             function.arguments,
@@ -74,7 +76,7 @@ def traced_call(cached: CachedFunction, args: tuple[Any, ...], kwargs: dict[str,
 class _Function:
     """The function as one of arrays: of parameters that are traced, and of members."""
 
-    def __init__(self, cached: CachedFunction, arguments: Arguments) -> None:
+    def __init__(self, function: Callable[..., Any], arguments: Arguments, state: Any) -> None:
         self.arguments = arguments
         self.members = arguments.tensors
         self.rows = arguments.rows
@@ -82,7 +84,8 @@ class _Function:
         self._arrays = [] if self.given is None else self.given.arrays
         self._places = [i for i, array in enumerate(self._arrays) if is_tracer(array)]
         self.passed = [self._arrays[i] for i in self._places]
-        self._function = cached.__wrapped__
+        self._function = function
+        self._state = state
         reason = unfit_inputs([x for x in self.members if not is_tracer(x)])
         if reason is None:
             reason = next(filter(None, map(_unfit_member, self.members)), None)
@@ -108,7 +111,7 @@ class _Function:
 
         def pure(passed: list[Any], members: list[Any]) -> Any:
             args, kwargs = self.arguments_with(passed, members)
-            with inside():
+            with inside(), traced_for(self._state):
                 return self._function(*args, **kwargs)
 
         passed = [_like(x, x.shape) for x in self.passed]
