@@ -217,6 +217,7 @@ void make(Entered* self, std::shared_ptr<Engine> engine, std::vector<std::string
     options.leaves.push_back({.dtype = *dtype, .shape = dims});
   }
   std::vector<WeightGroup> groups;
+  groups.reserve(weights.size());
   for (const Group& group : weights) groups.push_back(group_of(group));
   if (groups.empty() || (!passed && (groups.size() > 1 || !groups[0].known))) {
     throw Error(ErrorCode::kInvalidArgument, "[XlaCall] expected the weights, or one digest");

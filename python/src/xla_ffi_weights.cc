@@ -22,6 +22,7 @@ std::string text_of(const Digest& digest) {
 Digest digest_of(std::vector<std::pair<std::string, Key>> contents) {
   std::ranges::sort(contents);
   std::vector<std::string> items;
+  items.reserve(contents.size());
   for (const auto& [name, content] : contents) {
     items.push_back(canonical::text(name) + canonical::item('K', text_of(content.bytes())));
   }
