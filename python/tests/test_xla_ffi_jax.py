@@ -12,7 +12,9 @@ import tensorkey as tk
 
 jax = pytest.importorskip("jax")
 
+from jax import monitoring  # noqa: E402
 from jax import numpy as jnp  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 import tensorkey.jax as tkj  # noqa: E402
 from tensorkey import _core, _jax_ffi, _jax_graph  # noqa: E402
@@ -210,6 +212,18 @@ def test_batches_of_any_size(monkeypatch, way, rows):
     assert cached.stats.errors == {}
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_rows_one_by_one(monkeypatch, way):
+    """The whole batch is delivered first, then rows in order."""
+    choose(monkeypatch, way)
+    cached = tkj.cached(rounded, chunk=1, bypass="never")
+    program, bare = jax.jit(lambda x: cached(x)), jax.jit(rounded)
+    for seed in (0, 0, 1):
+        assert_same(program(batch(seed)), bare(batch(seed)))
+    assert cached.stats.misses == 2 * ROWS
+    assert cached.stats.errors == cached.stats.bypasses == {}
+
+
 def test_a_loop_over_batches():
     """Weights do not change in a loop, and need not be read in it more than once."""
 
@@ -314,3 +328,48 @@ def test_hits_that_are_wrong_are_told(monkeypatch, way):
     with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="verify: .* differ"):
         jax.block_until_ready(program(x))
     assert cached.stats.deviating > 0
+
+
+@pytest.fixture
+def programs_on_disk(tmp_path):
+    """JAX's own cache of compiled programs; yields the names of what happens to it."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path / "programs"),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: jax.config.values[name] for name in options}
+    events: list[str] = []
+
+    def listen(name: str, **_: object) -> None:
+        events.append(name.rpartition("/")[2])
+
+    compilation_cache.reset_cache()
+    for name, value in options.items():
+        jax.config.update(name, value)
+    monitoring.register_event_listener(listen)
+    yield events
+    monitoring.unregister_event_listener(listen)
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def test_a_program_from_disk_finds_its_call(programs_on_disk):
+    """The handle that was compiled into it is that of the same call, when it is made again."""
+    x, cache = batch(0), tk.ActivationCache("8 MiB")
+
+    def run() -> tuple[int, dict[str, int]]:
+        cached = tkj.cached(rounded, cache=cache)
+        assert_same(jax.jit(lambda x: cached(x))(x), bare(x))
+        return cached.stats.misses, cached.stats.bypasses
+
+    bare = jax.jit(rounded)
+    bare(x)
+    for misses, event in ((ROWS, "cache_misses"), (0, "cache_hits")):
+        del programs_on_disk[:]
+        assert run() == (misses, {})
+        assert event in programs_on_disk
+        assert ("cache_misses" in programs_on_disk) == (misses > 0)
+        jax.clear_caches()
+        gc.collect()  # as if the process had ended
