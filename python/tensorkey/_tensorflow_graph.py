@@ -32,7 +32,7 @@ from tensorkey._graph import GraphCall, TracedWeights
 from tensorkey._inputs import Arguments
 from tensorkey._keras_rows import settings
 from tensorkey._tensorflow_gradient import Gradient
-from tensorkey._tensorflow_trace import TracedLayer
+from tensorkey._tensorflow_trace import traced_layer
 
 if TYPE_CHECKING:
     from tensorkey.keras import CachedLayer
@@ -132,23 +132,26 @@ class _Call:
     """What the graph of one traced call does."""
 
     def __init__(self, wrapper: CachedLayer, arguments: Arguments) -> None:
-        self._layer = TracedLayer(wrapper, arguments)
-        self.pack = self._layer.pack
-        self._tensors = [tf.convert_to_tensor(tensor) for tensor in arguments.tensors]
         engine = wrapper._engine
+        portable = engine.options.environment == "portable"
+        environment = (*settings(), *_environment(portable))
+        about = engine.traced(arguments.form, environment)
         tensors = engine.fingerprint.tensors()
         passed = [pair for pair in tensors if isinstance(pair[1], tf.Variable)]
         fixed = [pair for pair in tensors if not isinstance(pair[1], tf.Variable)]
-        self._weights = [variable for _, variable in passed]
         try:
             weights = TracedWeights([name for name, _ in passed], fixed)
+            depends = (about, TracedWeights((), fixed).digest(()))
         except Exception as error:  # a tensor of another graph, for one
             raise Bypass(f"a weight has no key: {error}") from error
-        portable = engine.options.environment == "portable"
+        self._weights = [variable for _, variable in passed]
+        self._layer = traced_layer(wrapper, arguments, depends, self._weights)
+        self.pack = self._layer.pack
+        self._tensors = [tf.convert_to_tensor(tensor) for tensor in arguments.tensors]
         self._host = GraphCall(
             engine,
             arguments,
-            (*settings(), *_environment(portable)),
+            environment,
             [_row_shape(tensor) for tensor in self._tensors],
             self._layer.leaves,
             weights,

@@ -1,7 +1,7 @@
 """A layer traced as a function of TensorFlow: for chunks of any size and for whole batches.
 
-One trace serves all: what runs a row is then the same function, never inlined, so that the bits of
-a row depend on no graph around it.
+One trace serves all, in each graph that calls a frozen layer alike: what runs a row is the same
+function, never inlined, so that the bits of a row depend on no graph around it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 from tensorflow.python.eager import record
 from tensorflow.python.framework import op_def_registry
+from tensorflow.python.framework.errors_impl import InaccessibleTensorError
 
 from tensorkey._backend import Bypass
 from tensorkey._graph import RowShape
@@ -97,6 +98,39 @@ class TracedLayer:
         return self._pack(leaves)
 
 
+_MOST_KEPT = 8
+
+
+def traced_layer(
+    wrapper: CachedLayer, arguments: Arguments, depends: Sequence[bytes], variables: Sequence[Any]
+) -> TracedLayer:
+    """Return the layer of one kind of call, traced before if it can be.
+
+    Parameters
+    ----------
+    wrapper, arguments
+        As for TracedLayer.
+    depends
+        Digests of all that the trace depends on beside its variables.
+    variables
+        Those of the layer.
+    """
+    manual = wrapper._engine.fingerprint.mode == "manual"
+    if manual or wrapper.layer.trainable_weights:  # what it is, or how it runs, is not known
+        return TracedLayer(wrapper, arguments)
+    shapes = [(tensor.dtype, tuple(tensor.shape[1:])) for tensor in arguments.tensors]
+    key = (*depends, *shapes, *map(id, variables))
+    kept = vars(wrapper._engine.backend).setdefault("_traced_layers", {})
+    found = kept.get(key)
+    if found is None:
+        if len(kept) >= _MOST_KEPT:
+            kept.clear()
+        # With the variables, so that their ids stay theirs.
+        found = kept[key] = (TracedLayer(wrapper, arguments), variables)
+    traced: TracedLayer = found[0]
+    return traced
+
+
 def _traced(run: Callable[..., Any], signature: list[tf.TensorSpec]) -> Any:
     function = tf.function(
         run,
@@ -104,8 +138,11 @@ def _traced(run: Callable[..., Any], signature: list[tf.TensorSpec]) -> Any:
         autograph=False,
         experimental_attributes={"_noinline": True},
     )
-    with record.stop_recording():
-        return function.get_concrete_function()
+    try:
+        with tf.init_scope(), record.stop_recording():
+            return function.get_concrete_function()
+    except InaccessibleTensorError as error:
+        raise Bypass("it holds a tensor of another graph") from error
 
 
 def _apart(output: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
