@@ -231,7 +231,7 @@ class Fingerprint:
         if self.mode == "manual":
             return []
         readings = [self.read(), self._read_extra()]
-        return [pair for r in readings if r for pair in zip(r.names, r.tensors, strict=True)]
+        return [pair for reading in readings if reading for pair in reading.counted()]
 
     def assumptions(self) -> list[str]:
         """Return what the layer is assumed not to depend on, in words."""
@@ -306,10 +306,10 @@ class _Known:
         return _core.blake3(sequence(b"t", [text(platform.python_version()), reading.structure]))
 
     def weights(self) -> bytes:
-        names, tensors = self._reading.names, self._reading.tensors
+        pairs = self._reading.counted()
         if self._extra is not None:
-            names, tensors = names + self._extra.names, tensors + self._extra.tensors
-        return weights_digest(zip(names, map(content_of, tensors), strict=True))
+            pairs += self._extra.counted()
+        return weights_digest((name, content_of(tensor)) for name, tensor in pairs)
 
 
 def _same(one: Reading | None, other: Reading | None) -> bool:

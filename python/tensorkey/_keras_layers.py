@@ -17,6 +17,7 @@ from tensorkey._reading import Reading
 from tensorkey._watch import Watch
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_SEED = "(seed "
 _ENGINE = frozenset({"_below", "_engine", "_fingerprint", "_options"})
 """Of a cached layer inside another: what it does not compute with."""
 
@@ -45,11 +46,27 @@ def value_of(variable: Any) -> Any:
 
 
 class KerasReading(Reading):
-    """A reading that also knows the variables, wherever it found them."""
+    """A reading that also knows the variables, wherever it found them.
+
+    Seeds of layers of Keras do not count: a layer that draws from one is refused, and one that does
+    not, such as a Dropout in inference, has another in every process.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._variables: dict[int, Any] = {}
+        self._seeds: set[str] = set()
         super().__init__(*args, **kwargs)
+
+    def counted(self) -> list[tuple[str, Any]]:
+        """Return names and tensors whose contents answers depend on."""
+        return [pair for pair in super().counted() if pair[0] not in self._seeds]
+
+    def add_tensor(self, tensor: Any, path: str) -> bytes:
+        """Note a tensor under a name; return what stands for it."""
+        encoded = super().add_tensor(tensor, path)
+        if path.rpartition(".")[2].startswith(_SEED):
+            self._seeds.add(self.names[-1])
+        return encoded
 
     @property
     def variables(self) -> list[Any]:
@@ -75,16 +92,6 @@ class KerasFingerprint(Fingerprint):
                 if not scoped:
                     self._reading = reading
             return reading  # type: ignore[return-value]
-
-    def tensors(self) -> list[tuple[str, Any]]:
-        """Return names and tensors that count as weights, those of `state` too."""
-        found = [self.read(), self._read_extra()]
-        return [
-            pair
-            for reading in found
-            if reading is not None
-            for pair in zip(reading.names, reading.tensors, strict=True)
-        ]
 
 
 class _Unreadable:
@@ -144,6 +151,8 @@ class KerasLayers:
         own["(policy)"] = module.dtype_policy
         own["(trainable)"] = module.trainable
         own = dict(sorted(own.items()))
+        if by_keras:
+            own |= {f"{_SEED}{i})": seed.state for i, seed in enumerate(module._seed_generators)}
         own |= {f"variables[{i}]": variable for i, variable in enumerate(variables_of(module))}
         own |= {f"layers[{i}]": layer for i, layer in enumerate(module._layers)}
         return own

@@ -125,6 +125,10 @@ class Reading:
         """What the layer is assumed not to depend on, in words."""
         return self.unread + [f"ignored by the caller: {path}" for path in self.ignored]
 
+    def counted(self) -> list[tuple[str, Any]]:
+        """Return names and tensors whose contents answers depend on: all of them."""
+        return list(zip(self.names, self.tensors, strict=True))
+
     def add_tensor(self, tensor: Any, path: str) -> bytes:
         """Note a tensor under a name; return what stands for it."""
         path = self._unique(path)
