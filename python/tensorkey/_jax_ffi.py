@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -125,20 +125,25 @@ class NativeCall:
         )
 
 
-def native_call(graph: GraphCall, operands: Sequence[Any], held: Any) -> NativeCall | None:
+def packed(dtypes: Iterable[str]) -> str | None:
+    """Return why no program can hand over arrays of these dtypes; None if it can."""
+    for name in dtypes:
+        if name not in _WHOLE_BYTES:
+            return f"an array of {name}, which XLA packs, inside a graph"
+    return None
+
+
+def native_call(graph: GraphCall, held: Any) -> NativeCall | None:
     """Return what a program for the CPU calls; None if it needs callbacks.
 
     Parameters
     ----------
     graph
-        The call.
-    operands
-        Members and weights.
+        The call. REQUIRES: none of its arrays is packed().
     held
         What keeps the call alive, and may itself be alive when the interpreter is not.
     """
-    names = [*(x.dtype.name for x in operands), *(name for name, _ in graph.leaves)]
-    if not _WHOLE_BYTES.issuperset(names) or refusal() is not None:
+    if refusal() is not None:
         return None
     core = _cores.get(graph)
     if core is None:

@@ -17,6 +17,7 @@ callback.
 from __future__ import annotations
 
 import copy
+import inspect
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -30,7 +31,7 @@ from jax.interpreters import ad, batching, mlir
 
 from tensorkey._graph import GraphCall
 from tensorkey._jax_convolution import in_order
-from tensorkey._jax_ffi import array_of, native_call, register_lowering
+from tensorkey._jax_ffi import array_of, native_call, packed, register_lowering
 
 _barrier: Any = lax.optimization_barrier
 
@@ -209,7 +210,8 @@ batching.primitive_batchers[cached_p] = _batch
 
 
 def _lowering(ctx: Any, *operands: Any, call: Call) -> Any:
-    reason = _unfit(ctx.module_context, ctx.platforms, call.platform)
+    names = [*(aval.dtype.name for aval in ctx.avals_in), *(name for name, _ in call.graph.leaves)]
+    reason = _unfit(ctx.module_context, ctx.platforms, call.platform) or packed(names)
     if reason is not None:
         call.about.count(reason)
         return mlir.lower_fun(call.run)(ctx, *operands)
@@ -240,7 +242,7 @@ def _lowered(call: Call, operands: Sequence[Any]) -> Leaves:
     run_rows, run_all = call.chunk, call.whole
     if call.platform == "cpu":
         run_rows, run_all = in_order(run_rows), in_order(run_all)
-    native = native_call(graph, operands, call) if call.platform == "cpu" else None
+    native = native_call(graph, call) if call.platform == "cpu" else None
     host = native or _Callbacks(call)
     ticket, whole, chunks, positions, targets, sources, *hits = host.look_up(
         weights if call.digests else (), members, rows
@@ -330,6 +332,14 @@ def _on_host(function: Callable[..., list[Any]], avals: Sequence[Any]) -> Callab
     return call
 
 
+# JAX 0.6 asks whether there is a token by the token alone.
+_NO_TOKEN: dict[str, Any] = (
+    {"returns_token": False}
+    if "returns_token" in inspect.signature(mlir.emit_python_callback).parameters
+    else {}
+)
+
+
 def _lower_host(ctx: Any, *arrays: Any, function: Any, avals: Any) -> Any:
     emitted: Any = mlir.emit_python_callback(
         ctx,
@@ -339,7 +349,7 @@ def _lower_host(ctx: Any, *arrays: Any, function: Any, avals: Any) -> Any:
         ctx.avals_in,
         ctx.avals_out,
         has_side_effect=True,
-        returns_token=False,
+        **_NO_TOKEN,
     )
     return emitted[0]
 

@@ -141,6 +141,8 @@ def test_the_abi_is_that_of_jaxlibs_header(tmp_path: Path) -> None:
     ]
     for name, theirs in numbers.items():
         checks.append(f"static_assert(static_cast<unsigned>(our::{name}) == {theirs});")
+    if "state_type_id" not in header.read_text():  # before 0.3
+        del PAIRS["Metadata*"]
     for name, (theirs, fields) in PAIRS.items():
         longer, name = name.endswith("*"), name.rstrip("*")
         relation = "<=" if longer else "=="
