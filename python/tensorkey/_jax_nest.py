@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from tensorkey._backend import Bypass
+from tensorkey._encoding import PLAIN
 from tensorkey._jax_rows import put
 from tensorkey._nests import opened, rebuilt
 
@@ -58,47 +60,42 @@ def _arrays(value: Any) -> Iterator[Any]:
         yield from _arrays(child)
 
 
-class Tree:
-    """A pytree without its arrays, of JAX or of NumPy: parameters, as JAX takes them apart.
-
-    Examples
-    --------
-    >>> tree, arrays = Tree.of({"w": np.ones(2), "act": "relu"})
-    >>> tree.filled([7])
-    {'act': 'relu', 'w': 7}
-    """
-
-    def __init__(self, leaves: list[Any], structure: Any) -> None:
-        self._leaves = [None if is_array(leaf) else leaf for leaf in leaves]
-        self._places = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
-        self.structure = structure
-        """Of JAX: equal for trees that differ in their leaves alone."""
-
-    @classmethod
-    def of(cls, value: Any) -> tuple[Tree, list[Any]]:
-        """Take the arrays out of a tree."""
-        leaves, structure = jax.tree.flatten(value)
-        return cls(leaves, structure), [leaf for leaf in leaves if is_array(leaf)]
-
-    def filled(self, arrays: Sequence[Any]) -> Any:
-        """Return the tree with other arrays in their places."""
-        leaves = list(self._leaves)
-        for place, array in zip(self._places, arrays, strict=True):
-            leaves[place] = array
-        return jax.tree.unflatten(self.structure, leaves)
-
-
 def is_array(value: Any) -> bool:
     """Whether this is an array of JAX or NumPy."""
     return isinstance(value, (jax.Array, np.ndarray))
 
 
-def converted(value: Any) -> Any:
-    """Return arguments with arrays of NumPy made arrays of JAX, as ``jax.jit`` would take them."""
-    found = [leaf for leaf in jax.tree.leaves(value) if type(leaf) is np.ndarray]
-    if not found:
+def in_order(value: Any) -> tuple[Any, list[Any]]:
+    """Return the tree and the leaves of a pytree: ``jax.jit`` sorts dicts by their keys.
+
+    Raises
+    ------
+    tensorkey._backend.Bypass
+        For a dict whose keys cannot be sorted.
+    """
+    try:
+        leaves, tree = jax.tree.flatten(value)
+    except (ValueError, TypeError) as error:
+        raise Bypass(f"arguments that are no pytree of JAX: {error}") from None
+    return tree, leaves
+
+
+def converted(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Return arguments as ``jax.jit`` would hand them on, arrays of NumPy made arrays of JAX."""
+    return (
+        tuple(_converted(value) for value in args),
+        {name: _converted(value) for name, value in kwargs.items()},
+    )
+
+
+def _converted(value: Any) -> Any:
+    if isinstance(value, jax.Array) or type(value) in PLAIN:
         return value
-    return rebuilt(value, frozenset(map(id, found)), map(_as_jax, found))
+    if type(value) is np.ndarray:
+        return _as_jax(value)
+    tree, leaves = in_order(value)
+    made = [_as_jax(leaf) if type(leaf) is np.ndarray else leaf for leaf in leaves]
+    return jax.tree.unflatten(tree, made)
 
 
 def _as_jax(array: Any) -> Any:

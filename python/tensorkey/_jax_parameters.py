@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from operator import is_
+from typing import Any, NamedTuple
+
+import jax
 
 from tensorkey import _core
 from tensorkey._backend import Bypass
 from tensorkey._fingerprint import content_of, weights_digest
 from tensorkey._fork import renew_after_fork
 from tensorkey._jax_functions import JaxFunctions
-from tensorkey._jax_nest import Tree
+from tensorkey._jax_nest import in_order, is_array
 from tensorkey._reading import Reading
 
 Place = tuple[int, str]
@@ -27,30 +31,44 @@ class Parameters:
 
     Parameters
     ----------
-    values
-        What was passed.
+    tree, leaves
+        What was passed, as JAX takes it apart.
     places
         Where: a position, or a name.
     reading
         Of the values.
     """
 
-    def __init__(self, values: list[Any], places: list[int | str], reading: Reading) -> None:
-        self.values = values
+    def __init__(
+        self, tree: Any, leaves: list[Any], places: list[int | str], reading: Reading
+    ) -> None:
         self.places = places
         self.names = reading.names
         """Of the tensors that were read."""
         self.tensors = reading.tensors
         self.unread = reading.unread
-        self._tree, self.arrays = Tree.of(values)
+        self._tree = tree
+        self._at = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
+        self._others = [None if is_array(leaf) else leaf for leaf in leaves]
+        self.arrays = [leaves[i] for i in self._at]
         self.structure = _core.blake3(reading.structure)
+
+    def bare(self) -> Parameters:
+        """Return the same without arrays: what put_back() asks."""
+        other = copy.copy(self)
+        other.tensors, other.arrays = [], []
+        return other
 
     def put_back(
         self, arrays: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of the function, its parameters among them, made of these arrays."""
+        leaves = list(self._others)
+        for at, array in zip(self._at, arrays, strict=True):
+            leaves[at] = array
+        values = jax.tree.unflatten(self._tree, leaves)
         positional, named = list(args), dict(kwargs)
-        for place, value in zip(self.places, self._tree.filled(arrays), strict=True):
+        for place, value in zip(self.places, values, strict=True):
             if isinstance(place, int):
                 positional.insert(place, value)
             else:
@@ -69,7 +87,7 @@ class Reader:
 
     def __init__(self, places: Sequence[Place]) -> None:
         self.places = sorted(places)
-        self._read: OrderedDict[tuple[int, ...], tuple[list[Any], Reading]] = OrderedDict()
+        self._read: OrderedDict[int | None, _Read] = OrderedDict()
         self._lock = threading.Lock()
         renew_after_fork(self)
 
@@ -102,21 +120,41 @@ class Reader:
         return values, places, tuple(rest), named
 
     def read(self, values: list[Any], places: list[int | str], keep: bool) -> Parameters:
-        """Read parameters; the same objects once, if they are to be kept."""
-        key = tuple(map(id, values))
-        if keep:
-            with self._lock:
-                known = self._read.get(key)
-            if known is not None and known[1].watch.unchanged():
-                return Parameters(values, places, known[1])
-        named = {name: value for (_, name), value in zip(self.places, values, strict=True)}
-        reading = Reading(JaxFunctions(named), named, "parameters")
-        if keep:
-            with self._lock:
-                self._read[key] = values, reading  # their ids are theirs as long as they are here
-                if len(self._read) > _MOST_READ:
-                    self._read.popitem(last=False)
-        return Parameters(values, places, reading)
+        """Read parameters; the same arrays in the same tree once, if they are to be kept."""
+        tree, leaves = in_order(values)
+        try:
+            key = hash((tree, *map(id, leaves))) if keep else None
+        except TypeError:  # something in the tree has no hash
+            key = None
+        with self._lock:
+            known = self._read.get(key)
+        if known is None or not known.is_of(tree, leaves):
+            ordered = jax.tree.unflatten(tree, leaves)
+            named = {name: value for (_, name), value in zip(self.places, ordered, strict=True)}
+            known = _Read(tree, leaves, Reading(JaxFunctions(named), named, "parameters"))
+            if key is not None:
+                with self._lock:
+                    self._read[key] = known
+                    if len(self._read) > _MOST_READ:
+                        self._read.popitem(last=False)
+        return Parameters(tree, leaves, places, known.reading)
+
+
+class _Read(NamedTuple):
+    """Parameters that were read: their ids are theirs as long as this is here."""
+
+    tree: Any
+    leaves: list[Any]
+    reading: Reading
+
+    def is_of(self, tree: Any, leaves: list[Any]) -> bool:
+        """Whether these are the same, and as they were."""
+        return (
+            len(leaves) == len(self.leaves)
+            and all(map(is_, leaves, self.leaves))
+            and bool(tree == self.tree)
+            and self.reading.watch.unchanged()
+        )
 
 
 class Digests:

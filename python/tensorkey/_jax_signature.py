@@ -73,11 +73,11 @@ class JaxSignature(Signature):
         """
         reader = self.reader
         if reader is None:
-            return super().take(*converted((args, kwargs)))
+            return super().take(*converted(args, kwargs))
         values, places, args, kwargs = reader.split(args, kwargs)
         given = reader.read(values, places, keep)
         self._fingerprint.given = given
-        return JaxArguments(super().take(*converted((args, kwargs))), given)
+        return JaxArguments(super().take(*converted(args, kwargs)), given)
 
 
 class _Spelled:

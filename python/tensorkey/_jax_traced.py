@@ -18,10 +18,14 @@ from tensorkey._jax_parameters import Parameters
 from tensorkey._jax_programs import inside
 from tensorkey._jax_rows import put, unfit_inputs
 from tensorkey._jax_tracing import has_named_axes, is_tracer, traced_for
+from tensorkey._nests import rebuilt
 from tensorkey._outputs import pack
 
 if TYPE_CHECKING:
     from tensorkey._jax_function import CachedFunction
+
+Rebuild = Callable[[Sequence[Any], Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+"""From parameters that were traced, and members, to arguments."""
 
 _WIDE = frozenset({"float64", "int64", "uint64", "complex128"})
 
@@ -36,6 +40,13 @@ def traced_call(cached: CachedFunction, args: tuple[Any, ...], kwargs: dict[str,
     """
     if has_named_axes():
         raise Bypass("a named axis: pmap, shard_map or vmap with axis_name")
+    try:
+        return _answer(cached, args, kwargs)
+    finally:
+        cached._fingerprint.given = None  # tracers
+
+
+def _answer(cached: CachedFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     fingerprint, engine = cached._fingerprint, cached._engine
     arguments = cached._signature.take(args, kwargs, keep=False)
     look = fingerprint.look(engine)
@@ -66,11 +77,15 @@ def traced_call(cached: CachedFunction, args: tuple[Any, ...], kwargs: dict[str,
         digests=not isinstance(weights, bytes),
         whole=whole.run(output.order),
         chunk=chunk.run(output.order),
-        about=_About(cached, function, output.order, bool(whole.hoisted)),
+        about=_About(cached, function.call_with_values(), output.order, bool(whole.hoisted)),
         platform=device_of(None).platform,
     )
     answer = bind(call, *operands, *function.members)
     return output.filled(answer)
+
+
+class _Slot:
+    """Stands for a member."""
 
 
 class _Function:
@@ -94,23 +109,34 @@ class _Function:
         if reason is not None:
             raise Bypass(reason)
 
-    def arguments_with(
-        self, passed: Sequence[Any], members: Sequence[Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments of a call with other arrays."""
-        args, kwargs = self.arguments.call(_keep, members)
-        if self.given is None:
-            return args, kwargs
-        arrays = list(self._arrays)
-        for place, array in zip(self._places, passed, strict=True):
-            arrays[place] = array
-        return self.given.put_back(arrays, args, kwargs)
+    def call_with_values(self) -> Rebuild:
+        """Return what makes the arguments of a call of other arrays; it holds no tracer."""
+        slots = [_Slot() for _ in self.members]
+        template = self.arguments.call(_keep, slots)
+        ids = frozenset(map(id, slots))
+        given = None if self.given is None else self.given.bare()
+        constants = [None if is_tracer(array) else array for array in self._arrays]
+        places = self._places
+
+        def rebuild(
+            passed: Sequence[Any], members: Sequence[Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            args, kwargs = rebuilt(template, ids, iter(members))
+            if given is None:
+                return args, kwargs
+            arrays = list(constants)
+            for place, array in zip(places, passed, strict=True):
+                arrays[place] = array
+            return given.put_back(arrays, args, kwargs)
+
+        return rebuild
 
     def traced(self, rows: int) -> _Traced:
         """Trace the function for batches of a size."""
+        rebuild = self.call_with_values()
 
         def pure(passed: list[Any], members: list[Any]) -> Any:
-            args, kwargs = self.arguments_with(passed, members)
+            args, kwargs = rebuild(passed, members)
             with inside(), traced_for(self._state):
                 return self._function(*args, **kwargs)
 
@@ -206,10 +232,10 @@ class _About:
     """What a call asks of its function."""
 
     def __init__(
-        self, cached: CachedFunction, function: _Function, order: Sequence[int], hoisted: bool
+        self, cached: CachedFunction, rebuild: Rebuild, order: Sequence[int], hoisted: bool
     ) -> None:
         self._cached = cached
-        self._function = function
+        self._rebuild = rebuild
         self._order = order
         self._hoisted = hoisted
 
@@ -222,7 +248,7 @@ class _About:
         if self._hoisted:
             self.count("values that another transformation traced")
             return None
-        args, kwargs = self._function.arguments_with(weights, members)
+        args, kwargs = self._rebuild(weights, members)
         leaves = jax.tree.leaves(self._cached.eagerly(args, kwargs))
         return [leaves[i] for i in self._order]
 
