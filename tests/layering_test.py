@@ -141,9 +141,22 @@ def type_checking(node: ast.AST) -> bool:
 
 
 def framework_of(module: str) -> str | None:
-    """Return the framework at home in a module: torch in torch.py, _torch_backend.py and so on."""
-    name = re.sub(r"^_(\w+?)_\w+$", r"\1", module)
+    """Return the framework at home in a module: torch in torch.py, _torch_rows.py and so on."""
+    name = re.sub(r"^_([a-z]+?)_\w+$", r"\1", module)
     return name if name in FRAMEWORKS else None
+
+
+def homes_of(module: str) -> set[str]:
+    """Return all frameworks at home in a module: with Keras, one that it runs on."""
+    home = framework_of(module)
+    if home is None:
+        return set()
+    below = re.match(r"_keras_([a-z]+)", module)
+    homes = {home, *({below[1]} & FRAMEWORKS if below else ())}
+    # TensorFlow has no frontend but Keras's; a backend is what Keras loads of another frontend.
+    if home == "tensorflow" or module.endswith("_backend"):
+        homes.add("keras")
+    return homes | ({"jaxlib"} if "jax" in homes else set())
 
 
 def python_violations(package: Path) -> list[str]:
@@ -158,19 +171,19 @@ def python_violations(package: Path) -> list[str]:
 
 def python_reason(own: str, module: str, eager: bool) -> str | None:
     """Return what is wrong with one import in the module `own`, None if it is allowed."""
-    home = framework_of(own)
+    homes = homes_of(own)
     first, _, rest = module.partition(".")
     if first in FRAMEWORKS:
         # A private module, or a frontend, may look at a tensor's framework once there is a tensor.
-        lazily = not eager and (home is not None or own.startswith("_") and own != "__init__")
-        if first == home or lazily or (home in BRINGS_NUMPY and first == "numpy"):
+        lazily = not eager and (bool(homes) or own.startswith("_") and own != "__init__")
+        if first in homes or lazily or (homes & BRINGS_NUMPY and first == "numpy"):
             return None
         return f"{own} imports a framework{' when it is imported' if eager else ''}"
     sibling = rest.split(".")[0] if first == "tensorkey" else ""
     other = framework_of(sibling)
     # Lazily, whoever works for several frameworks may choose a private part of the one at hand.
-    chosen = not eager and (sibling.startswith("_") or home == "keras")
-    if other is not None and other != home and not chosen:
+    chosen = not eager and (sibling.startswith("_") or "keras" in homes)
+    if other is not None and other not in homes and not chosen:
         return f"{own} imports {sibling}"
     return None
 
@@ -238,6 +251,9 @@ def test_a_wrong_include_is_found(tmp_path, path, line, reason):
         ),
         ("_torch_backend", "import tensorflow", "_torch_backend imports a framework"),
         ("keras", "from .torch import key", "keras imports torch"),
+        ("_torch_rows", "import keras", "_torch_rows imports a framework"),
+        ("_jax_graph", "import keras", "_jax_graph imports a framework"),
+        ("_keras_jax", "import torch", "_keras_jax imports a framework"),
     ],
 )
 def test_a_wrong_import_is_found(tmp_path, module, line, reason):
