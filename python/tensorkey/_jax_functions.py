@@ -68,7 +68,7 @@ class JaxFunctions:
 
     def tensor(self, value: Any) -> Any | None:
         """Return an array; of a key for random numbers its data."""
-        if not isinstance(value, jax.Array) or value.weak_type:
+        if not isinstance(value, jax.Array) or getattr(value, "weak_type", False):
             return None
         if jnp.issubdtype(value.dtype, jax.dtypes.extended):
             return jax.random.key_data(value)

@@ -18,9 +18,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+
 from tensorkey import _core, errors
 from tensorkey._jax_fingerprint import JaxFingerprint
 from tensorkey._jax_function import CachedFunction
+from tensorkey._jax_nest import in_order
 from tensorkey._jax_rows import put
 from tensorkey._options import Options, parsed
 from tensorkey._rebuild import numpy_dtype
@@ -99,7 +102,8 @@ def fingerprint(params: Any) -> bytes:
     >>> fingerprint({"w": jax.numpy.ones(3)}) == fingerprint({"w": jax.numpy.ones(3)})
     True
     """
-    read = JaxFingerprint(params, Options())
+    tree, leaves = in_order(params)
+    read = JaxFingerprint(jax.tree.unflatten(tree, leaves), Options())
     state = read.check()
     if read.assumptions():
         raise errors.Unsupported(f"[fingerprint] cannot be read: {read.assumptions()[0]}")
