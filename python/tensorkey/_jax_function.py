@@ -43,6 +43,10 @@ class JaxRows(Rows):
         fingerprint = self._fingerprint
         return self.programs.run(fingerprint.function, fingerprint.given, args, kwargs)
 
+    def seconds_once(self) -> float:
+        """Return what the last run of this thread took to compile."""
+        return self.programs.seconds_once()
+
     def unfit_layer(self) -> str | None:
         """Return why the function must run itself: nothing here."""
         return None

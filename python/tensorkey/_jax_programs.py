@@ -14,6 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -38,6 +39,8 @@ _UNTRACEABLE = (
     jax.errors.TracerBoolConversionError,
     jax.errors.NonConcreteBooleanIndexError,
 )
+
+_wait: Any = jax.block_until_ready
 
 State = tuple[bytes, bytes]
 _inside = threading.local()
@@ -84,6 +87,7 @@ class Programs:
         self._framework = framework
         self._states: OrderedDict[State, OrderedDict[Any, Callable[..., Any]]] = OrderedDict()
         self._lock = threading.Lock()
+        self._thread = threading.local()
         renew_after_fork(self)
 
     def renew_locks(self) -> None:
@@ -117,10 +121,26 @@ class Programs:
         program = self._program(state, key, given, nest)
         try:
             with traced_for(state):
-                return program([] if given is None else given.arrays, arrays)
+                return self._run(program, [] if given is None else given.arrays, arrays)
         except _UNTRACEABLE as error:
             first = str(error).partition("\n")[0]
             raise Unsuited(f"jax.jit cannot trace it, as chunks are run: {first}") from error
+
+    def _run(self, program: Any, weights: Sequence[Any], arrays: Sequence[Any]) -> Any:
+        compiled = program._cache_size()
+        start = perf_counter()
+        output = program(weights, arrays)
+        if program._cache_size() != compiled:
+            _wait(output)
+            self._thread.seconds_once = perf_counter() - start
+            output = program(weights, arrays)  # what a run takes
+        return output
+
+    def seconds_once(self) -> float:
+        """Return what the last run of this thread took to compile; forget it."""
+        seconds: float = getattr(self._thread, "seconds_once", 0.0)
+        self._thread.seconds_once = 0.0
+        return seconds
 
     def _program(
         self, state: State, key: Any, given: Parameters | None, nest: Nest

@@ -14,7 +14,7 @@ np = pytest.importorskip("numpy")
 from jax import numpy as jnp  # noqa: E402
 
 import tensorkey as tk  # noqa: E402
-from tensorkey import _jax_tracing, errors  # noqa: E402
+from tensorkey import _jax_programs, _jax_tracing, _layer_runner, errors  # noqa: E402
 from tensorkey.jax import cached, fingerprint, tensor  # noqa: E402
 
 SCALE = 2.0
@@ -704,3 +704,19 @@ def test_traces_are_forgotten_where_jax_knows_no_contexts(monkeypatch):
     weights = W * 2
     made(X)
     assert cleared == [1]
+
+
+def test_compiling_is_no_cost_of_the_function(monkeypatch):
+    clock = [0.0]
+
+    def traced_slowly(x):
+        clock[0] += 100.0
+        return jnp.tanh(x @ W)
+
+    for module in (_jax_programs, _layer_runner):
+        monkeypatch.setattr(module, "perf_counter", lambda: clock[0])
+    made = cache(traced_slowly)
+    made(X)
+    assert clock[0] >= 100.0
+    costs = [entry.seconds for entry in made.cache.snapshot()]
+    assert costs.count(0.0) == 40  # and the plan, which the core measured
