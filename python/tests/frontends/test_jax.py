@@ -719,4 +719,4 @@ def test_compiling_is_no_cost_of_the_function(monkeypatch):
     made(X)
     assert clock[0] >= 100.0
     costs = [entry.seconds for entry in made.cache.snapshot()]
-    assert costs.count(0.0) == 40  # and the plan, which the core measured
+    assert costs.count(0.0) >= 40  # the core measured the plan
