@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 from keras.src.backend.common import variables
 from keras.src.backend.common.stateless_scope import get_stateless_scope
+from keras.src.utils import module_utils
 
 from tensorkey import _core, errors
 from tensorkey._fingerprint import Fingerprint
@@ -228,9 +231,24 @@ def variables_of(layer: Any) -> list[Any]:
     return [*layer._trainable_variables, *layer._non_trainable_variables, *seeds]
 
 
+@contextmanager
+def _without_tensorflow() -> Iterator[None]:
+    """Keep Keras from loading TensorFlow, where it is not, to ask whether a value is of it."""
+    lazy = module_utils.tensorflow
+    if "tensorflow" in sys.modules or lazy._available is not None:
+        yield
+        return
+    lazy._available = False
+    try:
+        yield
+    finally:
+        lazy._available = None
+
+
 def _config(layer: Any) -> Any:
     try:
-        config = layer.get_config()
+        with _without_tensorflow():
+            config = layer.get_config()
     except Exception:  # whatever a user's get_config raises
         return _Unreadable()
     # Functions are read as code; a serialized one would carry the name of its file.

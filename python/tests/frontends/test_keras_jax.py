@@ -1,6 +1,8 @@
 """Cached layers of Keras 3 on JAX, called eagerly: chunks run jitted all the same."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -318,3 +320,17 @@ def test_deleted_buffers_are_never_read():
     with pytest.raises(RuntimeError, match="deleted"):
         cached(deleted)
     assert cached.stats.lookups == 40
+
+
+def test_tensorflow_is_not_loaded():
+    program = """
+import sys, keras, numpy as np
+from tensorkey.keras import CachedLayer
+layer = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
+layer.trainable = False
+cached = CachedLayer(layer)
+cached(np.ones((20, 3), "float32"))
+assert cached.stats.lookups == 20 and "tensorflow" not in sys.modules
+assert keras.src.utils.module_utils.tensorflow._available is None
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

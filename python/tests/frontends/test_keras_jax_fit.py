@@ -514,18 +514,24 @@ def test_keys_of_the_callers_own_have_no_place_in_a_graph():
 # --- Bits, and threads.
 
 
-@pytest.mark.parametrize("name", ["dense", "lstm"])
-def test_no_bit_differs_from_the_layer_in_jitted_chunks(name):
+@pytest.mark.parametrize(
+    ("name", "chunk"), [("dense", 32), ("dense", 1), ("conv", 1), ("lstm", 32)]
+)
+def test_no_bit_differs_from_the_layer_in_jitted_chunks(name, chunk):
     layer, x = {
         "dense": lambda: (backbone(), batch(60)),
-        "lstm": lambda: (keras.layers.LSTM(12, trainable=False), batch(60, 5, 8)),
+        "conv": lambda: (keras.layers.Conv2D(6, 3, trainable=False), batch(60, 7, 7, 3)),
+        "lstm": lambda: (keras.layers.LSTM(6, trainable=False), batch(60, 3, 8)),
     }[name]()
     layer(x[:2])
-    cached = cache(layer, chunk=32)
+    cached = cache(layer, chunk=chunk)
     run = jax.jit(layer.stateless_call)
     values = [v.value for v in layer.non_trainable_variables]
     truth = np.concatenate(
-        [run([], values, np.resize(x[at : at + 32], (32, *x.shape[1:])))[0] for at in (0, 32)]
+        [
+            run([], values, np.resize(x[at : at + chunk], (chunk, *x.shape[1:])))[0]
+            for at in range(0, 60, chunk)
+        ]
     )[:60]
     traced = jax.jit(lambda values, x: cached.stateless_call([], values, x)[0])
     source = np.random.default_rng(3)
@@ -534,10 +540,11 @@ def test_no_bit_differs_from_the_layer_in_jitted_chunks(name):
     for number in range(100):
         if source.random() < 0.1:
             cached.cache_clear()
-        rows = source.integers(0, 60, size=source.choice([1, 20, 33]))
+        rows = source.integers(0, 60, size=source.choice([20, 33]))
         output = traced(values, x[rows]) if number % 2 else cached(x[rows])
         assert same(output, truth[rows]), number
     stats = cached.stats
+    assert stats.chunk == chunk
     assert stats.hits > 500
     assert (stats.bypasses, stats.errors) == ({}, {})
 
