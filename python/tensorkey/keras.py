@@ -19,9 +19,9 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import keras
 from keras.src.backend.common.stateless_scope import in_stateless_scope
@@ -33,10 +33,11 @@ from tensorkey._frontend import Engine
 from tensorkey._keras_below import Below
 from tensorkey._keras_layers import KerasFingerprint, KerasLayers
 from tensorkey._keras_rows import KerasSignature, rows_of, signature_of
+from tensorkey._keras_strip import strip
 from tensorkey._options import Options
 from tensorkey._stats import LayerStats
 
-__all__ = ["CachedLayer"]
+__all__ = ["CachedLayer", "strip"]
 
 _OPTIONS = frozenset(field.name for field in dataclasses.fields(Options))
 _SAVED = (
@@ -44,6 +45,14 @@ _SAVED = (
     *("bits", "bypass", "on_error", "verify", "tolerance", "codec"),
 )
 _SERIALIZED = ("state", "outputs")
+
+
+def _apart(function: Callable[..., Any]) -> Any:
+    """Keep torch.compile, which Keras calls for jit_compile=True, from what a function does."""
+    if keras.backend.backend() != "torch":
+        return function
+    compiler: Any = importlib.import_module("torch.compiler")
+    return compiler.disable(function)
 
 
 def _load_backend() -> Below:
@@ -69,6 +78,9 @@ class CachedLayer(Cached, keras.layers.Wrapper):  # type: ignore[misc]
     layer
         A Keras layer or model. Its inputs and outputs are nests of tensors; see
         :class:`tensorkey.torch.CachedLayer`.
+    training
+        What becomes of the ``training=True`` that fit passes to every layer: "inference" keeps it
+        from a layer without trainable weights, "follow" passes it on, and runs uncached then.
     **options
         Those of :class:`tensorkey.torch.CachedLayer` but `method`, `compile` and
         ``index="cpu_input"``; and those of keras.layers.Layer, such as name.
@@ -88,10 +100,16 @@ class CachedLayer(Cached, keras.layers.Wrapper):  # type: ignore[misc]
     autograph_info__: ClassVar[dict[str, Any]] = {}
     """Has TensorFlow call this as it stands, where it converts the functions around it."""
 
-    def __init__(self, layer: Any, **options: Any) -> None:
+    def __init__(
+        self, layer: Any, *, training: Literal["inference", "follow"] = "inference", **options: Any
+    ) -> None:
         if not isinstance(layer, keras.layers.Layer):
             raise errors.InvalidArgument(
                 f"[CachedLayer] layer is {type(layer).__name__}; expected a Keras layer"
+            )
+        if training not in ("inference", "follow"):
+            raise errors.InvalidArgument(
+                f"[CachedLayer] training is {training!r}; expected 'inference' or 'follow'"
             )
         own = {key: options.pop(key) for key in list(options) if key in _OPTIONS}
         converts = getattr(layer, "_convert_input_args", True)
@@ -104,6 +122,7 @@ class CachedLayer(Cached, keras.layers.Wrapper):  # type: ignore[misc]
         # Keras looks for masks, and for the first argument, by the names of the layer's own.
         self._call_signature = signature_of(layer)
         self._allow_non_tensor_positional_args = layer._allow_non_tensor_positional_args
+        self._training = training
         self._options = chosen = Options(**own)
         if chosen.index != "input":
             raise errors.Unsupported(
@@ -119,6 +138,7 @@ class CachedLayer(Cached, keras.layers.Wrapper):  # type: ignore[misc]
 
     # The call.
 
+    @_apart
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run a layer without trainable weights as in inference, below too."""
         if not _is_symbolic(args, kwargs):
@@ -130,7 +150,7 @@ class CachedLayer(Cached, keras.layers.Wrapper):  # type: ignore[misc]
         return super().__call__(*args, **kwargs)
 
     def _set_training(self, kwargs: dict[str, Any]) -> None:
-        if not self.layer.trainable_weights:
+        if self._training == "inference" and not self.layer.trainable_weights:
             kwargs["training"] = False
 
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
@@ -138,8 +158,11 @@ class CachedLayer(Cached, keras.layers.Wrapper):  # type: ignore[misc]
         start = perf_counter()
         traced = self._below.traced(args, kwargs)
         reason = self._reason_to_bypass(traced)
-        if reason is None and training and self.layer.trainable_weights:
-            reason = "training=True and trainable weights: set layer.trainable = False"
+        if reason is None and training:
+            if self.layer.trainable_weights:
+                reason = "training=True and trainable weights: set layer.trainable = False"
+            elif self._training == "follow":
+                reason = "training=True, which training='follow' passes on"
         if reason is None:
             try:
                 if traced:
@@ -179,7 +202,7 @@ class CachedLayer(Cached, keras.layers.Wrapper):  # type: ignore[misc]
         changed = {"cache": None, "disk": None, "disk_limit": None} | options
         kept = dataclasses.replace(self._options, **changed)
         given = {field.name: getattr(kept, field.name) for field in dataclasses.fields(kept)}
-        return CachedLayer(self.layer, **given)
+        return CachedLayer(self.layer, training=self._training, **given)
 
     def cache_clear(self) -> None:
         """Drop the entries of this layer, and the programs that were compiled of it."""
@@ -233,6 +256,7 @@ class CachedLayer(Cached, keras.layers.Wrapper):  # type: ignore[misc]
             **{name: serialize(getattr(options, name)) for name in _SERIALIZED},
             "scope": scope.hex(),
             "keyed": self._options.secret is not None,
+            "training": self._training,
         }
 
     @classmethod
