@@ -76,8 +76,9 @@ _last: tuple[tuple[Any, ...], tuple[object, ...]] = ((), ())
 
 
 def device_of(tensor: Any) -> Any:
-    """Return the device of an array; JAX's default for what has none."""
-    if isinstance(tensor, jax.Array) and not isinstance(tensor, jax.core.Tracer):
+    """Return where a program with this argument runs: JAX's default, if nothing commits it."""
+    traced = isinstance(tensor, jax.core.Tracer)
+    if isinstance(tensor, jax.Array) and not traced and tensor.committed:
         return next(iter(tensor.devices()))
     config: Any = jax.config
     default = config.jax_default_device

@@ -15,7 +15,7 @@ from tensorkey import errors
 from tensorkey._backend import Bypass
 from tensorkey._cached import Cached
 from tensorkey._frontend import Engine
-from tensorkey._jax_environment import environment
+from tensorkey._jax_environment import device_of, environment
 from tensorkey._jax_fingerprint import JaxFingerprint
 from tensorkey._jax_programs import Programs, is_inside
 from tensorkey._jax_rows import Rows, unfit_inputs
@@ -54,6 +54,8 @@ class JaxRows(Rows):
     def environment(self, tensor: Any, portable: bool) -> tuple[object, ...]:
         """Return what else the bits depend on."""
         given = self._fingerprint.given
+        if given is not None and given.device not in (None, device_of(tensor)):
+            raise Bypass("the parameters are committed to another device than the input")
         return _environment(tensor, portable, given is not None and bool(given.arrays))
 
     unfit_inputs = staticmethod(unfit_inputs)

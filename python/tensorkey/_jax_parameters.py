@@ -17,6 +17,7 @@ from tensorkey._fingerprint import content_of, weights_digest
 from tensorkey._fork import renew_after_fork
 from tensorkey._jax_functions import JaxFunctions
 from tensorkey._jax_nest import in_order, is_array
+from tensorkey._jax_tracing import is_tracer
 from tensorkey._reading import Reading
 
 Place = tuple[int, str]
@@ -52,6 +53,8 @@ class Parameters:
         self._others = [None if is_array(leaf) else leaf for leaf in leaves]
         self.arrays = [leaves[i] for i in self._at]
         self.structure = _core.blake3(reading.structure)
+        self.device = next((x.device for x in self.arrays if _is_committed(x)), None)
+        """That they have a program run on, if they do."""
 
     def bare(self) -> Parameters:
         """Return the same without arrays: what put_back() asks."""
@@ -192,3 +195,8 @@ class Digests:
 def joined(one: bytes, other: bytes) -> bytes:
     """Return the digest of two."""
     return _core.blake3(one + other)
+
+
+def _is_committed(array: Any) -> bool:
+    concrete = isinstance(array, jax.Array) and not is_tracer(array)
+    return concrete and bool(array.committed) and not array.is_deleted()

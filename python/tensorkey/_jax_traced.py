@@ -271,6 +271,9 @@ def _is_extended(array: Any) -> bool:
 
 
 def _unfit_member(array: Any) -> str | None:
+    sharding = getattr(getattr(array, "aval", None), "sharding", None)
+    if getattr(getattr(sharding, "mesh", None), "explicit_axes", ()):
+        return "an input on several devices: its sharding is a part of its type"
     if _is_extended(array):
         return f"an input of dtype {array.dtype}: pass jax.random.key_data(key)"
     return "a weakly typed input: give it a dtype" if array.weak_type else None

@@ -623,6 +623,11 @@ for call in (lambda f: f, jax.jit):
     assert np.array_equal(y, f(x)) and len(y.sharding.device_set) == 2
     assert any("several devices" in reason for reason in made.stats.bypasses), made.stats
     assert made.stats.misses == 0
+typed = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
+told = jax.device_put(x, NamedSharding(typed, PartitionSpec("d")))
+made = tkj.cached(f, bypass="never")
+assert jax.jit(made)(told).sharding == jax.jit(f)(told).sharding
+assert any("its type" in reason for reason in made.stats.bypasses)
 made = tkj.cached(lambda x: x * 3, bypass="never")
 there = jax.device_put(x, jax.devices()[1])
 y = made(there)
@@ -631,6 +636,14 @@ assert made(x).device == jax.devices()[0] and not made(x).committed
 assert (made.stats.misses, made.stats.hits) == (40, 80)
 z = jax.jit(made)(there)
 assert z.device == jax.devices()[1] and np.array_equal(y, z)
+moved = jax.device_put(w, jax.devices()[1])
+passing = tkj.cached(lambda w, x: x @ w, params_argnums=0, bypass="never")
+for given in (moved, w, moved):
+    y = passing(given, x)
+    assert y.devices() == given.devices() and np.array_equal(y, f(x))
+assert passing.stats.misses == 40 and sum(passing.stats.bypasses.values()) == 2, passing.stats
+y = passing(moved, there)
+assert y.device == jax.devices()[1] and np.array_equal(y, f(x)) and passing.stats.hits == 40
 shards = jax.shard_map(f, mesh=mesh, in_specs=PartitionSpec("d"), out_specs=PartitionSpec("d"))
 made = tkj.cached(f, bypass="never")
 for call in (lambda f: f, jax.jit):
@@ -720,3 +733,23 @@ def test_compiling_is_no_cost_of_the_function(monkeypatch):
     assert clock[0] >= 100.0
     costs = [entry.seconds for entry in made.cache.snapshot()]
     assert costs.count(0.0) >= 40  # the core measured the plan
+
+
+def test_switches_of_jax_are_in_the_environment():
+    made = cache(lambda x: x @ W)
+    switches = [
+        jax.default_matmul_precision("highest"),
+        jax.numpy_dtype_promotion("strict"),
+        jax.default_prng_impl("rbg"),
+        jax.enable_x64(True),
+        jax.disable_jit(),
+    ]
+    made(X)
+    for number, switch in enumerate(switches, 1):
+        with switch:
+            close(made(X), X @ W)
+        made(X)
+        assert counts(made) == (40 * (number + 1), 40 * number)
+    with jax.default_matmul_precision("highest"):
+        jax.block_until_ready(jax.jit(made)(X))
+    assert counts(made) == (240, 240)
