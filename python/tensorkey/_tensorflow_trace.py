@@ -14,7 +14,6 @@ import keras
 import tensorflow as tf
 from tensorflow.python.eager import record
 from tensorflow.python.framework import op_def_registry
-from tensorflow.python.framework.errors_impl import InaccessibleTensorError
 
 from tensorkey._backend import Bypass
 from tensorkey._graph import RowShape
@@ -141,8 +140,11 @@ def _traced(run: Callable[..., Any], signature: list[tf.TensorSpec]) -> Any:
     try:
         with tf.init_scope(), record.stop_recording():
             return function.get_concrete_function()
-    except InaccessibleTensorError as error:
-        raise Bypass("it holds a tensor of another graph") from error
+    except Bypass:
+        raise
+    except Exception as error:  # whatever a layer raises that is made for one batch size, say
+        text = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise Bypass(f"it cannot be traced by itself, for a batch of any size: {text}") from error
 
 
 def _apart(output: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
@@ -171,6 +173,9 @@ def _row_shapes(leaves: Sequence[Any]) -> Iterator[RowShape]:
             raise Bypass(f"the shape of its output is not known while traced: {shape}")
         if not shape.rank or shape[0] is not None:
             raise Bypass(f"its output of shape {shape} has no row for each of its input")
+        dtype = leaf.dtype
+        if not (dtype.is_bool or dtype.is_integer or dtype.is_floating or dtype.is_complex):
+            raise Bypass(f"its output is of dtype {dtype.name}")
         yield leaf.dtype.name, tuple(shape[1:])
 
 

@@ -386,6 +386,32 @@ def test_second_gradients():
     assert np.allclose(second(asked), second(layer), atol=1e-5)
 
 
+def test_gradients_through_a_loop_and_of_weights_as_they_were():
+    layer = frozen(keras.layers.Dense(8, activation="tanh"), 8)
+    cached = CachedLayer(layer, chunk=1, bypass="never")
+    x, kernel = tf.constant(batch(20)), layer.kernel.numpy()
+
+    def three_times(run):
+        spec = tf.TensorShape([None, 8])
+
+        def loop(x):
+            body = lambda i, x: (i + 1, tf.ensure_shape(run(x), spec))  # noqa: E731
+            _, x = tf.while_loop(
+                lambda i, x: i < 3, body, (0, x), shape_invariants=(tf.TensorShape([]), spec)
+            )
+            layer.kernel.assign(layer.kernel * 2.0)  # after it
+            return x
+
+        found = gradients_of(tf.function(loop), x)
+        layer.kernel.assign(kernel)
+        return found.numpy()
+
+    expected = three_times(layer)
+    assert np.abs(expected).max() > 1e-2
+    assert np.allclose(three_times(cached), expected, atol=1e-6)
+    assert cached.stats.misses == 60
+
+
 RUNS = []
 
 
@@ -521,6 +547,43 @@ def test_outputs_that_are_not_by_row():
     bypassed(Table(), batch(20), "no row for each of its input")
     bypassed(Folded(), batch(20), "12 rows for 3")
     bypassed(Total(), batch(20), "no row for each of its input")
+
+
+def test_layers_that_are_made_for_one_batch_size():
+    class Fixed(keras.layers.Layer):
+        def call(self, x):
+            return x + tf.zeros([int(x.shape[0]), 1])
+
+    layer, x = Fixed(), batch(20)
+    layer(x)
+    cached = CachedLayer(layer, bypass="never")
+    assert np.array_equal(tf.function(cached)(tf.constant(x)), x)
+    (reason,) = cached.stats.bypasses
+    assert "for a batch of any size: TypeError" in reason
+
+
+def test_outputs_that_have_no_key():
+    class Words(keras.layers.Layer):
+        def call(self, x):
+            return tf.strings.as_string(x)
+
+        def compute_output_spec(self, x):
+            return keras.KerasTensor(x.shape, "string")
+
+    layer, x = Words(autocast=False), batch(20)
+    cached = CachedLayer(layer, bypass="never")
+    assert tf.function(cached)(tf.constant(x)).dtype == tf.string
+    assert any("of dtype string" in reason for reason in cached.stats.bypasses)
+
+
+def test_an_empty_batch_and_a_layer_that_does_nothing():
+    cached = CachedLayer(keras.layers.Identity(), chunk=1, bypass="never")
+    asked = graph_of(cached)
+    x = batch(20)
+    assert asked(x[:0]).shape == (0, 8)
+    for _ in range(2):
+        assert np.array_equal(asked(x), x)
+    assert counts(cached) == (20, 20)
 
 
 def test_layers_that_change_state_or_add_losses():
