@@ -83,10 +83,7 @@ system_packages() {
     case $name in
       demo | test | bench) need_packages wordnet-base ;;&
       test) need_tool b3sum b3sum ;;
-      lint)
-        need_tool clang-format clang-format-14 clang-format
-        need_tool clang-tidy clang-tidy-14 clang-tidy
-        ;;
+      lint) need_tool clang-format clang-format-14 clang-format ;;
     esac
   done
   if ! have_environment && [ -z "$(find_python)" ]; then

@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 cmake --preset dev > build/dev-configure.log || { cat build/dev-configure.log >&2; exit 1; }
-clang_tidy=$(command -v clang-tidy-14 || command -v clang-tidy)
+clang_tidy=.venv/bin/clang-tidy
 passed=build/tidy
 mkdir -p "$passed"
 

@@ -140,7 +140,7 @@ nb::tuple shape_of(const EntryTensor& self) {
 std::string describe(const TensorParts& parts) {
   std::string text = parts.name.empty() ? "" : std::string(parts.name) + ": ";
   text += to_string(parts.dtype);
-  text += "[";
+  text += '[';
   for (std::size_t i = 0; i < parts.shape.size(); ++i) {
     text += (i > 0 ? ", " : "") + std::to_string(parts.shape[i]);
   }

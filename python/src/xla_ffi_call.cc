@@ -86,6 +86,7 @@ Found Call::look_up(std::span<const TensorView> members, const std::optional<Dig
 
 LayerTask Call::begin(std::span<const TensorView> members, const Digest& weights) {
   std::vector<TupleMember> named;
+  named.reserve(members.size());
   for (std::size_t i = 0; i < members.size(); ++i) {
     named.push_back({.path = options_.paths[i], .view = members[i]});
   }
