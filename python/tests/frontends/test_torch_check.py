@@ -164,7 +164,9 @@ def test_exceptions_of_the_layer_pass_through():
         tk.check(encoder(), torch.randn(4, 3))
 
 
-@pytest.mark.parametrize("what", [None, "layer", lambda x: x, torch.ones(1)], ids=repr)
+@pytest.mark.parametrize(
+    "what", [None, "layer", lambda x: x, torch.ones(1)], ids=lambda what: type(what).__name__
+)
 def test_what_is_no_layer(what):
     with pytest.raises(errors.Unsupported, match="expected a torch.nn.Module, a Keras layer"):
         tk.check(what, torch.ones(1))
