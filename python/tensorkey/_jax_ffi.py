@@ -68,6 +68,15 @@ def array_of(dtype: str, *dims: int) -> Any:
     return jax.core.ShapedArray(dims, jnp.dtype(dtype))
 
 
+def a_life() -> Any:
+    """Return a jaxpr that nothing else holds, to be a parameter of one operation.
+
+    JAX keeps what it knows of operations by their parameters for good, but for jaxprs: when one of
+    them is gone, so is what was known.
+    """
+    return jax.make_jaxpr(lambda: ())()
+
+
 class NativeCall:
     """What a program calls for one traced call of a layer.
 
@@ -121,6 +130,7 @@ class NativeCall:
                 handle=self._handle,
                 held=self._held,
                 results=tuple(results),
+                life=a_life(),
             )
         )
 
@@ -159,7 +169,13 @@ _call_p.def_abstract_eval(lambda *_, results, **__: list(results))
 
 
 def _lowering(
-    ctx: Any, *operands: Any, target: str, handle: int, held: Any, results: Sequence[Any]
+    ctx: Any,
+    *operands: Any,
+    target: str,
+    handle: int,
+    held: Any,
+    results: Sequence[Any],
+    life: Any,
 ) -> Any:
     ctx.module_context.add_keepalive(held)
     # Digests alone may be computed once for all that ask, or moved out of a loop.

@@ -31,7 +31,7 @@ from jax.interpreters import ad, batching, mlir
 
 from tensorkey._graph import GraphCall
 from tensorkey._jax_convolution import in_order
-from tensorkey._jax_ffi import array_of, native_call, packed, register_lowering
+from tensorkey._jax_ffi import a_life, array_of, native_call, packed, register_lowering
 
 _barrier: Any = lax.optimization_barrier
 
@@ -141,14 +141,15 @@ cached_p: Any = Primitive("tensorkey_cached")
 cached_p.multiple_results = True
 
 
-def bind(call: Call, *operands: Any) -> Leaves:
-    """Make a call a part of what JAX traces."""
-    leaves: Leaves = cached_p.bind(*operands, call=call)
+def bind(call: Call, *operands: Any, life: Any = None) -> Leaves:
+    """Make a call a part of what JAX traces; `life` is that of an operation that it replaces."""
+    life = a_life() if life is None else life
+    leaves: Leaves = cached_p.bind(*operands, call=call, life=life)
     return leaves
 
 
 @cached_p.def_abstract_eval  # type: ignore[untyped-decorator]
-def _abstract(*_: Any, call: Call) -> list[Any]:
+def _abstract(*_: Any, call: Call, life: Any) -> list[Any]:
     return [
         jax.core.ShapedArray((call.rows, *dims), jnp.dtype(name))
         for name, dims in call.graph.leaves
@@ -156,14 +157,14 @@ def _abstract(*_: Any, call: Call) -> list[Any]:
 
 
 @cached_p.def_impl  # type: ignore[untyped-decorator]
-def _eager(*operands: Any, call: Call) -> Leaves:
+def _eager(*operands: Any, call: Call, life: Any) -> Leaves:
     with jax.ensure_compile_time_eval():
         leaves = call.about.eagerly(operands[: call.weights], operands[call.weights :])
         return call.run(*operands) if leaves is None else leaves
 
 
 def _jvp(
-    primals: Sequence[Any], tangents: Sequence[Any], *, call: Call
+    primals: Sequence[Any], tangents: Sequence[Any], *, call: Call, life: Any
 ) -> tuple[Leaves, list[Any]]:
     call.about.count(
         "a gradient with respect to the inputs or the parameters: a head on top of the function "
@@ -183,7 +184,9 @@ def _jvp(
 ad.primitive_jvps[cached_p] = _jvp
 
 
-def _batch(operands: Sequence[Any], dims: Sequence[Any], *, call: Call) -> tuple[Leaves, list[int]]:
+def _batch(
+    operands: Sequence[Any], dims: Sequence[Any], *, call: Call, life: Any
+) -> tuple[Leaves, list[int]]:
     mapped = [dim is not None for dim in dims]
     if any(mapped[: call.weights]):
         call.about.count("vmap over the parameters")
@@ -201,7 +204,7 @@ def _batch(operands: Sequence[Any], dims: Sequence[Any], *, call: Call) -> tuple
             else jnp.moveaxis(member, dim, 0)
         )
         folded.append(member.reshape(groups * call.rows, *member.shape[2:]))
-    leaves = bind(call.folded(groups), *folded)
+    leaves = bind(call.folded(groups), *folded, life=life)
     split = [leaf.reshape(groups, call.rows, *leaf.shape[1:]) for leaf in leaves]
     return split, [0] * len(split)
 
@@ -209,7 +212,7 @@ def _batch(operands: Sequence[Any], dims: Sequence[Any], *, call: Call) -> tuple
 batching.primitive_batchers[cached_p] = _batch
 
 
-def _lowering(ctx: Any, *operands: Any, call: Call) -> Any:
+def _lowering(ctx: Any, *operands: Any, call: Call, life: Any) -> Any:
     names = [*(aval.dtype.name for aval in ctx.avals_in), *(name for name, _ in call.graph.leaves)]
     reason = _unfit(ctx.module_context, ctx.platforms, call.platform) or packed(names)
     if reason is not None:
@@ -320,14 +323,14 @@ class _Callbacks:
 
 _host_p: Any = Primitive("tensorkey_host")
 _host_p.multiple_results = True
-_host_p.def_abstract_eval(lambda *_, function, avals: list(avals))
+_host_p.def_abstract_eval(lambda *_, avals, **__: list(avals))
 
 
 def _on_host(function: Callable[..., list[Any]], avals: Sequence[Any]) -> Callable[..., list[Any]]:
     """Return a function of arrays in a graph that calls another with arrays of NumPy."""
 
     def call(*arrays: Any) -> list[Any]:
-        return list(_host_p.bind(*arrays, function=function, avals=tuple(avals)))
+        return list(_host_p.bind(*arrays, function=function, avals=tuple(avals), life=a_life()))
 
     return call
 
@@ -340,7 +343,7 @@ _NO_TOKEN: dict[str, Any] = (
 )
 
 
-def _lower_host(ctx: Any, *arrays: Any, function: Any, avals: Any) -> Any:
+def _lower_host(ctx: Any, *arrays: Any, function: Any, avals: Any, life: Any) -> Any:
     emitted: Any = mlir.emit_python_callback(
         ctx,
         function,

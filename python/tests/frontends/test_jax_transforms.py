@@ -1,5 +1,8 @@
 """Cached functions under the transformations of JAX: always what the function itself gives."""
 
+import gc
+import weakref
+
 import pytest
 
 jax = pytest.importorskip("jax")
@@ -391,3 +394,34 @@ def test_nothing_that_is_traced_leaks():
         close(jax.jit(lambda p, x: made(p, x) * 2)(PARAMS, X), passed(PARAMS, X) * 2)
         close(jax.jit(lambda x: enclosed(x) * 2)(X), function(X) * 2)
         close(jax.jit(jax.grad(lambda x: enclosed(x).sum()))(X), jax.grad(summed(function))(X))
+
+
+def test_what_is_dropped_is_freed():
+    """JAX keeps what it knows of operations: no cache may hang on that."""
+
+    def used(call):
+        made = cache(lambda x: jnp.tanh(x @ W))
+        jax.block_until_ready(call(made))
+        return weakref.ref(made)
+
+    calls = [
+        lambda made: made(X),
+        lambda made: jax.make_jaxpr(lambda x: made(x))(X).consts,
+        lambda made: jax.jit(lambda x: made(x))(X),
+        lambda made: jax.vmap(lambda x: made(x))(XS),
+        lambda made: jax.jit(jax.grad(lambda x: made(x).sum()))(X),
+    ]
+    dropped = [used(call) for call in calls]
+    gc.collect()
+    assert [ref() for ref in dropped] == [None] * len(calls)
+
+
+def test_a_program_holds_what_it_calls():
+    def compiled():
+        made = cache(function)
+        return jax.jit(lambda x: made(x)).lower(X).compile()
+
+    program = compiled()
+    gc.collect()
+    close(program(X), function(X))
+    close(program(X), function(X))
