@@ -247,7 +247,8 @@ def test_check_measures_a_layer():
     for layer in (dense(), CachedLayer(dense(), chunk=32)):
         found = tk.check(layer, x)
         assert found.refused is None
-        assert (found.rows, found.chunk) == (32, 32)
+        assert found.rows == 32
+        assert found.chunk in (1, 32)  # 1 where a matrix product's bits depend on the place
         assert found.bytes_row > 16
         assert "Dense" in str(found)
     centred = keras.layers.Lambda(lambda x: x - keras.ops.mean(x, axis=0))
@@ -551,7 +552,7 @@ def test_a_model_gets_the_inputs_that_it_would_get_alone():
 
 
 def test_a_cached_layer_inside_another():
-    inner = CachedLayer(dense(), bypass="never")
+    inner = CachedLayer(dense(), chunk=1, bypass="never")
     model = keras.Sequential([keras.Input((8,)), inner, keras.layers.ReLU()])
     cached = CachedLayer(model, bypass="never")
     x = batch(20)
