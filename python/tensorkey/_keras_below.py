@@ -49,9 +49,7 @@ class Below(Protocol):
             The caller runs the layer itself, and counts the text once for each trace.
         """
 
-    def runner(
-        self, wrapper: CachedLayer
-    ) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
+    def runner(self, wrapper: CachedLayer) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
         """Return what runs the layer on a chunk, in inference, given its arguments.
 
         If it keeps compiled programs, it has a method `clear` that drops them.
