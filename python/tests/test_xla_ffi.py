@@ -671,6 +671,7 @@ def test_eight_threads_at_once():
     assert stats["batches"] == 1 + 8 * 22
 
 
+@pytest.mark.filterwarnings("ignore:os.fork.. was called:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:This process .*fork:DeprecationWarning")
 def test_a_forked_child_goes_on():
     engine = engine_of()
