@@ -335,7 +335,7 @@ def test_what_a_graph_leaves_to_the_function():
 def test_switches_are_asked_when_a_program_runs():
     made = cache(function)
     jitted = jax.jit(made)
-    jitted(X)
+    close(jitted(X), function(X))  # and it has ended
     with tk.disabled():
         close(jitted(X), function(X))
         close(jitted(X + 1), function(X + 1))
