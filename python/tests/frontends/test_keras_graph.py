@@ -196,6 +196,18 @@ def test_bits_are_those_of_every_graph():
     assert cached.stats.hits == 0
 
 
+def test_what_predict_filled_serves_fit_and_what_precompute_filled_does_not():
+    cached = CachedLayer(encoder(), chunk=1, bypass="never")
+    x = batch(40)
+    cached.precompute([x])
+    keras.Sequential([keras.Input((8,)), cached]).predict(x, verbose=0)
+    assert counts(cached) == (80, 0)
+    model = keras.Sequential([keras.Input((8,)), cached, keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.fit(x, x[:, :1], verbose=0)
+    assert counts(cached) == (80, 40)
+
+
 def test_an_eager_answer_never_answers_a_graph():
     cached = CachedLayer(encoder(), chunk=1, bypass="never")
     x = batch(20)
