@@ -19,6 +19,7 @@ import keras
 from keras.src.backend.common import global_state
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
+from keras.src.backend.common.variables import AutocastScope
 from keras.src.layers.layer import CallContext
 
 from tensorkey import errors
@@ -69,12 +70,13 @@ class LayerOutput:
         return self.nest.filled(self.outputs)
 
 
-class _Scope(keras.StatelessScope):  # type: ignore[misc]
+class Scope(keras.StatelessScope):  # type: ignore[misc]
     """Holds the contents of some variables, and notes whether others are read that it must hold."""
 
     def __init__(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
         pairs = list(zip(variables, values, strict=True))
-        super().__init__(pairs, collect_losses=True, initialize_variables=False)
+        with AutocastScope(None):  # it would cast them, for all layers alike
+            super().__init__(pairs, collect_losses=True, initialize_variables=False)
         self._around = get_stateless_scope()
         self.given = dict(self.state_mapping)
         self.missed = False
@@ -129,7 +131,7 @@ class Function:
             For a layer whose outputs cannot be kept.
         """
         wrapper, variables = self._wrapper, self.variables
-        scope = _Scope(variables, values)
+        scope = Scope(variables, values)
         with inside(), _calling(wrapper, self.context), scope:
             output = wrapper._run_inner(args, kwargs)
             adapter = wrapper._engine.adapter

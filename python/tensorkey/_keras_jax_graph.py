@@ -24,7 +24,7 @@ from tensorkey._jax_nest import Nest
 from tensorkey._jax_programs import is_inside
 from tensorkey._jax_rows import put, unfit_inputs
 from tensorkey._jax_tracing import has_named_axes, is_tracer
-from tensorkey._keras_jax import Function, LayerOutput
+from tensorkey._keras_jax import Function, LayerOutput, Scope
 from tensorkey._keras_rows import settings
 from tensorkey._outputs import pack
 
@@ -257,10 +257,8 @@ class _Counted:
     def eagerly(self, weights: Sequence[Any], members: Sequence[Any]) -> Leaves | None:
         """Answer a call whose arrays all have values."""
         args, kwargs = self._arguments.call(_keep, members)
-        variables = self._function.variables
-        scope = keras.StatelessScope(list(zip(variables, weights, strict=True)))
         try:
-            with scope:
+            with Scope(self._function.variables, weights):
                 output = self._wrapper._engine.call(args, kwargs, perf_counter())
         except Bypass as reason:
             self.count(str(reason))

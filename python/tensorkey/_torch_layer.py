@@ -275,7 +275,7 @@ class CachedLayer(Cached, nn.Module):
             if _is_exporting():
                 _count_export(self)
                 return self._run_inner(inputs, options)
-            _keep_off()
+            keep_off()
             operator = self.__dict__["_operator"]
             if operator is None:
                 return _island(self, inputs, options)
@@ -305,7 +305,7 @@ class CachedLayer(Cached, nn.Module):
         See :meth:`tensorkey._cached.Cached.with_keys`.
         """
         if _is_dynamo_compiling():
-            _keep_off()
+            keep_off()
         return super().with_keys(ids)
 
     def _reason_to_bypass(self) -> str | None:
@@ -462,7 +462,7 @@ def _island(layer: CachedLayer, inputs: tuple[Any, ...], options: dict[str, Any]
     return layer._eager(inputs, options)
 
 
-def _keep_off() -> bool:
+def keep_off() -> bool:
     """Keep the compiler from what runs between two graphs. It calls this while it traces."""
     compiler: Any = importlib.import_module("torch._dynamo.eval_frame")
     skipped: tuple[Any, ...] = (CachedLayer.forward, _island, KeyedLayer.__call__)
@@ -489,7 +489,7 @@ _ISLAND._torchdynamo_disable_msg = (
     "CachedLayer(..., compile='operator')"
 )
 _called_while_tracing: Any
-for _called_while_tracing in (_keep_off, _count_export):
+for _called_while_tracing in (keep_off, _count_export):
     _called_while_tracing._dynamo_marked_constant = True
 
 

@@ -51,6 +51,7 @@ def _apart(function: Callable[..., Any]) -> Any:
     """Keep torch.compile, which Keras calls for jit_compile=True, from what a function does."""
     if keras.backend.backend() != "torch":
         return function
+    importlib.import_module("tensorkey._torch_layer").keep_off()
     compiler: Any = importlib.import_module("torch.compiler")
     return compiler.disable(function)
 

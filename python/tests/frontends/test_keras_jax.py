@@ -290,6 +290,30 @@ def test_values_of_a_stateless_scope_are_the_weights():
     assert cached.stats.bypasses == {}
 
 
+def test_a_layer_of_another_policy_keeps_its_weights_as_they_are():
+    wide = keras.layers.Dense(4, dtype="float32")
+
+    class Mixed(keras.layers.Layer):
+        def __init__(self):
+            super().__init__(dtype="mixed_bfloat16", trainable=False)
+            self.narrow, self.wide = keras.layers.Dense(8, dtype="mixed_bfloat16"), wide
+
+        def call(self, x):
+            return self.wide(keras.ops.cast(self.narrow(x), "float32"))
+
+    layer = Mixed()
+    x = batch()
+    expected = layer(x)
+    cached = cache(layer)
+    cached(x)
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, cached(inputs))
+    for found in (cached(x), model.predict(x, batch_size=40, verbose=0)):
+        assert found.dtype == "float32"
+        assert np.allclose(array(found), array(expected), atol=1e-5)
+    assert cached.stats.misses == 40
+
+
 def test_gradients_of_a_head_while_nothing_is_jitted():
     layer = dense()
     cached = cache(layer)
