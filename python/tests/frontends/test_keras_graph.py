@@ -91,8 +91,7 @@ def pair():
     return model, {"text": batch(80, 6), "image": batch(80, 4, 4, 1, seed=1)}
 
 
-@pytest.mark.parametrize("chunk", [1, 32])
-@pytest.mark.parametrize("make", [pixels, words, pair])
+@pytest.mark.parametrize(("make", "chunk"), [(pixels, 32), (words, 1), (pair, 32), (pair, 1)])
 def test_fit_evaluate_and_predict(make, chunk):
     layer, x = make()
     cached = CachedLayer(layer, chunk=chunk, bits="slot", bypass="never")
@@ -171,11 +170,11 @@ def test_no_bit_differs_from_the_layer_in_chunks(name):
         lambda one, other: one.tobytes() == other.tobytes(),
         rows=60,
         chunk=cached.stats.chunk,
-        count=120,
+        count=120 if name == "dense" else 40,
         seed=3,
         restart=cached.cache_clear,
     )
-    assert cached.stats.hits > 300
+    assert cached.stats.hits > 100
     assert cached.stats.bypasses == {}
     assert cached.stats.errors == {}
     if name == "squashed":
