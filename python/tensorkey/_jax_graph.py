@@ -19,7 +19,10 @@ from __future__ import annotations
 import copy
 import inspect
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from time import monotonic
 from typing import Any, Protocol
 
 import jax
@@ -54,8 +57,31 @@ class _Number:
     """Of a call, for as long as anything holds it."""
 
 
+Host = tuple[GraphCall, Counted]
+
 # What jaxlib holds outlives the interpreter: it holds numbers of calls, and no engine.
-_hosts: dict[int, tuple[GraphCall, Counted]] = {}
+_hosts: dict[int, Host] = {}
+_retired: deque[tuple[float, Host]] = deque()
+_MOST_RETIRED = 16
+
+
+def _retire(number: int) -> None:
+    """Let go of a call that no program is of any more, but for those that still run.
+
+    JAX drops what a program holds when it is dropped itself, while it may be about to run: it then
+    runs the function itself, uncounted, if it does not find its call.
+    """
+    host = _hosts.pop(number, None)
+    if host is not None:
+        _retired.append((monotonic(), host))
+    let_go()
+
+
+def let_go(patience: float = 10.0) -> None:
+    """Let go of calls that were retired so many seconds ago, and of the oldest if they are many."""
+    with suppress(IndexError):  # another thread was faster
+        while len(_retired) > _MOST_RETIRED or _retired[0][0] <= monotonic() - patience:
+            _retired.popleft()
 
 
 class Call:
@@ -94,7 +120,8 @@ class Call:
     ) -> None:
         self._number = number = _Number()
         _hosts[id(number)] = graph, about
-        weakref.finalize(number, _hosts.pop, id(number), None).atexit = False
+        weakref.finalize(number, _retire, id(number)).atexit = False
+        let_go()
         self.rows = rows
         self.weights = weights
         self.digests = digests

@@ -12,6 +12,7 @@ from jax import lax  # noqa: E402
 from jax import numpy as jnp  # noqa: E402
 
 import tensorkey as tk  # noqa: E402
+from tensorkey import _jax_graph  # noqa: E402
 from tensorkey.jax import cached  # noqa: E402
 
 
@@ -418,7 +419,15 @@ def test_what_is_dropped_is_freed():
     ]
     dropped = [used(call) for call in calls]
     gc.collect()
+    _jax_graph.let_go(patience=0.0)  # programs that still ran
     assert [ref() for ref in dropped] == [None] * len(calls)
+
+
+def test_programs_that_are_dropped_while_they_run():
+    made = cache(function)
+    outputs = [jax.jit(lambda x, i=i: made(x + i))(X) for i in range(20)]
+    jax.block_until_ready(outputs)
+    assert counts(made) == (20 * 32, 0)
 
 
 def test_a_program_holds_what_it_calls():
