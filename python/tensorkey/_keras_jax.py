@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -19,7 +19,6 @@ import keras
 from keras.src.backend.common import global_state
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
-from keras.src.backend.common.variables import AutocastScope
 from keras.src.layers.layer import CallContext
 
 from tensorkey import errors
@@ -35,7 +34,9 @@ if TYPE_CHECKING:
     from tensorkey.keras import CachedLayer
 
 _MOST = 64  # programs of one layer
-_CONTEXT = "current_call_ctx"  # its name among Keras's globals
+# Names among Keras's globals.
+_CONTEXT = "current_call_ctx"
+_AUTOCAST = "autocast_scope"
 
 
 @jax.tree_util.register_pytree_node_class
@@ -75,7 +76,7 @@ class Scope(keras.StatelessScope):  # type: ignore[misc]
 
     def __init__(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
         pairs = list(zip(variables, values, strict=True))
-        with AutocastScope(None):  # it would cast them, for all layers alike
+        with _global(_AUTOCAST, None):  # it would cast them, for all layers alike
             super().__init__(pairs, collect_losses=True, initialize_variables=False)
         self._around = get_stateless_scope()
         self.given = dict(self.state_mapping)
@@ -161,17 +162,22 @@ def _context() -> dict[str, Any]:
     return told
 
 
-@contextmanager
-def _calling(wrapper: CachedLayer, context: dict[str, Any]) -> Iterator[None]:
+def _calling(wrapper: CachedLayer, context: dict[str, Any]) -> AbstractContextManager[None]:
     """Have sublayers find these arguments of calls around them."""
-    before = global_state.get_global_attribute(_CONTEXT)
-    inside = CallContext(entry_layer=wrapper)
-    vars(inside).update(context)
-    global_state.set_global_attribute(_CONTEXT, inside)
+    around = CallContext(entry_layer=wrapper)
+    vars(around).update(context)
+    return _global(_CONTEXT, around)
+
+
+@contextmanager
+def _global(name: str, value: Any) -> Iterator[None]:
+    """Set one of Keras's globals, which are those of a thread."""
+    before = global_state.get_global_attribute(name)
+    global_state.set_global_attribute(name, value)
     try:
         yield
     finally:
-        global_state.set_global_attribute(_CONTEXT, before)
+        global_state.set_global_attribute(name, before)
 
 
 class Programs:
