@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The frontend for LibTorch: builds tests/consumers/torch (tests, benchmark, the program of
-# docs/frontends/libtorch.md) and examples/server against build/release and the PyTorch of .venv, one
-# compilation at a time (1.3 GB each), and runs them.
+# docs/frontends/libtorch.md) and examples/server against build/release and the PyTorch of .venv, and
+# runs them.
 #
 #   scripts/libtorch.sh            tests and examples
 #   scripts/libtorch.sh --bench    the benchmark
@@ -16,6 +16,6 @@ torch=$(.venv/bin/python -c 'import torch; print(torch.utils.cmake_prefix_path)'
 logged cmake --install build/release --prefix "$out/prefix"
 logged cmake -G Ninja -S tests/consumers/torch -B "$out/build" -DCMAKE_BUILD_TYPE=Release \
   -DCMAKE_PREFIX_PATH="$PWD/$out/prefix;$torch" -DPYTHON="$PWD/.venv/bin/python"
-cmake --build "$out/build" -- --quiet
+cmake --build "$out/build" --parallel "$(nproc)" -- --quiet
 if [ "${1:-}" = --bench ]; then exec "$out/build/torch_test" bench; fi
 ctest --test-dir "$out/build" --no-tests=error --output-on-failure

@@ -18,6 +18,13 @@ pytest() {
   .venv/bin/python -m pytest -p no:cacheprovider --numprocesses "$(nproc)" --dist worksteal "$@"
 }
 
+# An import of Keras takes half a minute where bytecode is not kept, as containers often ask for.
+bytecode() {
+  env -u PYTHONDONTWRITEBYTECODE KERAS_BACKEND=tensorflow TF_CPP_MIN_LOG_LEVEL=3 .venv/bin/python \
+    -c 'import equinox, flax, hypothesis, keras, torch._dynamo, torch.onnx, transformers' 2> build/bytecode.log ||
+    { cat build/bytecode.log; return 1; }
+}
+
 # Keras takes its backend once for a process.
 keras() { KERAS_BACKEND=$1 pytest python/tests/frontends/test_keras*.py; }
 
@@ -27,6 +34,7 @@ step "C++ threads with ThreadSanitizer" cpp tsan thread_tests -R 'Thread|Concurr
 step "C++ as it is shipped, each public header alone, consumers" \
   cpp release "all all_verify_interface_header_sets"
 step "LibTorch" scripts/libtorch.sh
+step "Bytecode of the frameworks" bytecode
 step "Python" pytest --ignore-glob='*/test_keras*'
 step "Keras on TensorFlow" keras tensorflow
 step "Keras on PyTorch" keras torch

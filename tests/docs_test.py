@@ -105,20 +105,26 @@ def test_demo_is_bit_identical():
         assert (int(cells[2]), int(cells[3])) == (rows_run, rows_read), row
 
 
-def modules() -> list[str]:
+def modules() -> dict[str, list[str]]:
+    """Return the modules by the framework that they import."""
     import tensorkey
 
-    names = [m.name for m in pkgutil.iter_modules(tensorkey.__path__, "tensorkey.")]
-    return ["tensorkey", *(name for name in names if not name.endswith("._core"))]
+    found: dict[str, list[str]] = {"none": ["tensorkey"]}
+    for module in pkgutil.iter_modules(tensorkey.__path__, "tensorkey."):
+        words = module.name.rpartition(".")[2].split("_")
+        framework = next((w for w in ("keras", "tensorflow", "jax", "torch") if w in words), "none")
+        if words != ["", "core"]:
+            found.setdefault(framework, []).append(module.name)
+    return found
 
 
-@pytest.mark.parametrize("name", modules())
-def test_docstring_examples(name):
-    # In a process of its own: a frontend imports its framework, and Keras takes one backend.
+@pytest.mark.parametrize("names", [pytest.param(n, id=f) for f, n in modules().items()])
+def test_docstring_examples(names):
+    # In a process of their own: Keras takes one backend.
     code = f"""
 import doctest, importlib, sys
-module = importlib.import_module({name!r})
-sys.exit(doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed)
+modules = [importlib.import_module(name) for name in {names!r}]
+sys.exit(sum(doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed for module in modules))
 """
     run(sys.executable, "-c", code)
 

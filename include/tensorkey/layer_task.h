@@ -43,7 +43,8 @@ class TENSORKEY_EXPORT LayerTask {
   enum class Whole : std::uint8_t {
     kNot,      // nothing
     kAnswer,   // it runs the layer on the whole batch as it was given, and that is the answer
-    kCompare,  // it does so too, and delivers it first: to be compared with rows run one by one
+    kCompare,  // it does so too, and delivers it first: to be compared with rows run one by one, or
+               // for the time that it takes
   };
 
   // The layer is to run without the cache: Whole::kAnswer, no chunk.
@@ -63,8 +64,9 @@ class TENSORKEY_EXPORT LayerTask {
   // left alone. Throws kInvalidArgument unless the sizes are those.
   void read(std::span<const std::span<std::byte>> outs) const;
 
-  // The outputs of the whole batch, for Whole::kCompare. Throws kInvalidArgument as deliver() does.
-  void deliver_whole(std::span<const TensorView> outputs);
+  // The outputs of the whole batch, for Whole::kCompare, and what the layer took for it. Throws
+  // kInvalidArgument as deliver() does.
+  void deliver_whole(std::span<const TensorView> outputs, double seconds);
   // The outputs of a chunk, one tensor of chunk() rows for each leaf; chunks in ascending order,
   // each once. `seconds`: what the layer took for it. Throws kUnsupported, with the evidence, at
   // the first call of a layer that the probe refuses; kInvalidArgument for tensors of another shape

@@ -106,7 +106,7 @@ void deliver(LayerTask& self, std::int64_t chunk, const nb::sequence& tensors, d
   }
   const MaybeReleaseGil release(bytes);
   if (chunk < 0) {
-    self.deliver_whole(views);
+    self.deliver_whole(views, seconds);
   } else {
     self.deliver(static_cast<std::size_t>(chunk), views, seconds);
   }

@@ -130,10 +130,10 @@ void Call::deliver(std::int32_t ticket, std::int32_t chunk, std::span<const Tens
   }
   auto& [task, last] = call.mapped();
   try {
+    const std::chrono::duration<double> taken = now - last;
     if (chunk < 0) {
-      task.deliver_whole(outputs);
+      task.deliver_whole(outputs, taken.count());
     } else {
-      const std::chrono::duration<double> taken = now - last;
       task.deliver(static_cast<std::size_t>(chunk), outputs, taken.count());
     }
   } catch (const Error& error) {

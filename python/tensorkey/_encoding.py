@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import struct
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import CodeType
 from typing import Any
 
@@ -105,6 +105,14 @@ def code(value: CodeType) -> bytes:
 
 
 @functools.cache
+def _distributions() -> Mapping[str, Sequence[str]]:
+    """Return which distributions bring which modules: all metadata are read, which takes a while."""
+    from importlib import metadata
+
+    return metadata.packages_distributions()
+
+
+@functools.cache
 def version_of(module: str) -> str:
     """Return the version of the distribution that a module comes from, or ``""``."""
     root = module.partition(".")[0]
@@ -116,7 +124,7 @@ def version_of(module: str) -> str:
         return metadata.version(root)
     except metadata.PackageNotFoundError:
         pass
-    for distribution in metadata.packages_distributions().get(root, ()):
+    for distribution in _distributions().get(root, ()):
         return metadata.version(distribution)
     version = getattr(sys.modules.get(root), "__version__", "")
     return version if isinstance(version, str) else ""

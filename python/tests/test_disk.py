@@ -483,10 +483,12 @@ def test_stats(disk):
     assert cache.flush()
     other = on_disk(disk)
     assert found(other, 6) == 4
+    before = allocated(disk)  # files of the index grow and shrink beside this
     stats, read = cache.stats.disk, other.stats.disk
+    after = allocated(disk)
     assert (stats.insertions, stats.entries, stats.dropped, stats.errors) == (4, 4, 0, 0)
     assert 4 * 1536 < stats.inserted_bytes == stats.written_bytes < 5 * 1536
-    assert stats.bytes == allocated(disk) < stats.bound == 16 << 20
+    assert min(before, after) <= stats.bytes <= max(before, after) < stats.bound == 16 << 20
     assert (read.hits, read.misses, read.entries, read.state) == (4, 2, 4, "")
     assert 0 < read.index_bytes <= read.index_bound == 256 << 20
     plain = json.loads(json.dumps(other.stats.to_dict()))

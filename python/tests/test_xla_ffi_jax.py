@@ -383,4 +383,5 @@ def test_a_program_from_disk_finds_its_call(programs_on_disk):
         assert event in programs_on_disk
         assert ("cache_misses" in programs_on_disk) == (misses > 0)
         jax.clear_caches()
-        gc.collect()  # as if the process had ended
+        gc.collect()
+        _jax_graph.let_go(patience=0)  # as if the process had ended

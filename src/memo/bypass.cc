@@ -19,6 +19,7 @@ constexpr double kSeconds = 1.0;      // of these calls, layer and cache togethe
 constexpr double kBurden = 0.015;     // of the layer: cheap enough to stay in any case
 constexpr double kProbing = 0.01;     // of the layer: what probes may cost, and failed trials
 constexpr double kGain = 1.25;        // saving over cost that is worth going back for
+constexpr double kWaste = 1.0;        // of the layer: what the first repetition gives back
 constexpr std::uint64_t kLeastProbes = 4;
 constexpr std::uint64_t kLeastHits = 8;  // rows: what scaled evidence must consist of
 constexpr std::uint64_t kMemory = 64;    // probes after which older ones count half
@@ -27,8 +28,13 @@ constexpr std::uint64_t kLongest = 65536;
 constexpr std::uint64_t kGrowth = 8;  // of the distance, while nothing is found
 
 std::string per_call(const BypassJudgement& found) {
-  return "a call costs " + duration(found.cache) + " in the cache and saves " +
-         duration(std::max(found.saving, 0.0)) + " of a layer of " + duration(found.layer);
+  std::string text = "a call costs " + duration(found.cache) + " in the cache and saves " +
+                     duration(std::max(found.saving, 0.0)) + " of a layer of " +
+                     duration(found.layer);
+  if (found.waste > kWaste * found.layer) {
+    text += ", which takes " + duration(found.layer + found.waste) + " in its chunks";
+  }
+  return text;
 }
 
 std::string share_of_layer(const BypassJudgement& found) {
@@ -61,7 +67,9 @@ double row_of(const CallCosts& costs, double otherwise) {
   return costs.seconds_saved / static_cast<double>(costs.hits);
 }
 
-bool cheap(const BypassJudgement& found) { return found.cache <= kBurden * found.layer; }
+bool cheap(const BypassJudgement& found) {
+  return found.cache <= kBurden * found.layer && found.waste <= kWaste * found.layer;
+}
 
 std::atomic<int> open_disabled{0};
 
@@ -87,6 +95,9 @@ CallCosts& CallCosts::operator+=(const CallCosts& other) {
   seconds_insert += other.seconds_insert;
   seconds_copy += other.seconds_copy;
   seconds_frontend += other.seconds_frontend;
+  uneven |= other.uneven;
+  rows_whole += other.rows_whole;
+  seconds_whole += other.seconds_whole;
   return *this;
 }
 
@@ -95,11 +106,20 @@ double CallCosts::seconds_cache() const noexcept {
       0.0, seconds_digest + seconds_lookup + seconds_insert + seconds_copy + seconds_frontend);
 }
 
-BypassJudgement judge(const CallCosts& costs, double seconds_row) {
+BypassJudgement judge(const CallCosts& costs, double seconds_row, double seconds_row_whole) {
   const auto calls = static_cast<double>(costs.calls);
+  const double rows = static_cast<double>(costs.rows) / calls;
+  const double in_chunks = row_of(costs, seconds_row) * rows;
   BypassJudgement found;
   found.cache = costs.seconds_cache() / calls;
-  found.layer = row_of(costs, seconds_row) * static_cast<double>(costs.rows) / calls;
+  found.layer = in_chunks;
+  if (seconds_row_whole > 0) {
+    const std::uint64_t missed = costs.rows - std::min(costs.hits, costs.rows);
+    const double anew =  // padding included
+        missed > 0 ? costs.seconds_layer / static_cast<double>(missed) * rows : in_chunks;
+    found.layer = seconds_row_whole * rows;
+    found.waste = std::max(0.0, anew - found.layer);
+  }
   found.saving = found.layer - costs.seconds_layer / calls;
   found.worthwhile = cheap(found) || found.saving >= found.cache;
   return found;
@@ -109,6 +129,7 @@ std::uint64_t BypassPolicy::observe(const CallCosts& costs, std::uint64_t aside)
   calls_ += aside + costs.calls;
   stored_ += costs.calls;
   window_ += costs;
+  learn_price(costs);
   if (phase_ == Phase::kAside) {
     fruitless_ = costs.hits == 0 ? fruitless_ + 1 : 0;
     if (window_.calls >= kLeastProbes) judge_probes();
@@ -116,7 +137,7 @@ std::uint64_t BypassPolicy::observe(const CallCosts& costs, std::uint64_t aside)
   }
   if (phase_ == Phase::kTrial) {
     if (calls_ < trial_end_) return 0;
-    const BypassJudgement found = judge(window_, seconds_row_);
+    const BypassJudgement found = judgement();
     loss_ = (found.cache - found.saving) * static_cast<double>(window_.calls);
     seconds_row_ = row_of(window_, seconds_row_);
     phase_ = Phase::kInside;
@@ -124,14 +145,34 @@ std::uint64_t BypassPolicy::observe(const CallCosts& costs, std::uint64_t aside)
     window_ = {};
     return 0;
   }
-  if (window_.calls >= kCalls && window_.seconds_layer + window_.seconds_cache() >= kSeconds) {
+  if (window_.calls >= kCalls && window_.seconds_layer + window_.seconds_cache() >= kSeconds &&
+      !waits_for_price()) {
     judge_window();
   }
   return phase_ == Phase::kAside ? distance() : 0;
 }
 
+void BypassPolicy::learn_price(const CallCosts& costs) {
+  if (costs.rows_whole == 0) return;
+  seconds_row_whole_ = costs.seconds_whole / static_cast<double>(costs.rows_whole);
+  priced_ = calls_;
+  wants_price_ = false;
+}
+
+// For one call: the next may run nothing.
+bool BypassPolicy::waits_for_price() {
+  if (wants_price_ || !window_.uneven || (priced_ > 0 && calls_ < 2 * priced_)) return false;
+  wants_price_ = true;
+  return true;
+}
+
+BypassJudgement BypassPolicy::judgement() const {
+  const bool known = window_.uneven || window_.rows_run == 0;
+  return judge(window_, seconds_row_, known ? seconds_row_whole_ : 0);
+}
+
 void BypassPolicy::judge_window() {
-  const BypassJudgement found = judge(window_, seconds_row_);
+  const BypassJudgement found = judgement();
   seconds_row_ = row_of(window_, seconds_row_);
   if (found.worthwhile) {
     decision_ =
@@ -151,21 +192,22 @@ void BypassPolicy::step_aside(const BypassJudgement& found) {
   }
   phase_ = Phase::kAside;
   decision_ = "stepped aside: " + per_call(found);
-  const double calls = std::ceil(found.cache / (kProbing * std::max(found.layer, 1e-12)));
+  const double probe = found.cache + found.waste;
+  const double calls = std::ceil(probe / (kProbing * std::max(found.layer, 1e-12)));
   distance_ = static_cast<std::uint64_t>(
       std::clamp(calls, static_cast<double>(kShortest), static_cast<double>(kLongest)));
   fruitless_ = 0;
 }
 
 void BypassPolicy::judge_probes() {
-  const BypassJudgement found = judge(window_, seconds_row_);
+  const BypassJudgement found = judgement();
   if (cheap(found)) return go_back(Phase::kInside, share_of_layer(found));
   if (found.saving >= kGain * found.cache) return go_back(Phase::kInside, per_call(found));
   const double hits = static_cast<double>(window_.hits) / static_cast<double>(window_.rows);
   const double coverage = static_cast<double>(stored_) / static_cast<double>(calls_);
   const double repeated = std::min(1.0, hits / coverage);
   if (window_.hits >= kLeastHits && calls_ >= next_trial_ &&
-      repeated * found.layer >= kGain * found.cache) {
+      repeated * found.layer >= kGain * found.cache + found.waste) {
     trial_end_ = 2 * calls_;
     return go_back(Phase::kTrial, percent(hits) + " of the rows probed were found, though only " +
                                       percent(coverage) + " of the calls were stored");
@@ -213,6 +255,7 @@ bool Bypass::observe(const CallCosts& costs) {
   const std::uint64_t skipped = skipped_.exchange(0, std::memory_order_relaxed);
   const std::uint64_t left = policy_.observe(costs, skipped);
   left_.store(static_cast<std::int64_t>(left), std::memory_order_relaxed);
+  wants_price_.store(policy_.wants_price(), std::memory_order_relaxed);
   return skipped > 0;
 }
 

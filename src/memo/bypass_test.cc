@@ -17,7 +17,9 @@ namespace {
 struct World {
   double layer = 1e-3;
   double cache = 130e-6;
+  double in_chunks = 0;  // the layer in uneven chunks; 0: they are even, and cost what it does
   BypassPolicy policy = {};
+  std::uint64_t priced = 0;
   std::uint64_t left = 0;
   std::uint64_t aside = 0;
   std::uint64_t calls = 0;
@@ -26,14 +28,16 @@ struct World {
   std::unordered_set<std::uint64_t> stored = {};
 
   CallCosts costs(std::uint64_t hits) const {
+    const double run = in_chunks > 0 ? in_chunks : layer;
     return {.calls = 1,
             .rows = 64,
             .hits = hits,
             .rows_run = 64 - hits,
-            .seconds_layer = layer * static_cast<double>(64 - hits) / 64,
-            .seconds_saved = layer * static_cast<double>(hits) / 64,
+            .seconds_layer = run * static_cast<double>(64 - hits) / 64,
+            .seconds_saved = run * static_cast<double>(hits) / 64,
             .seconds_digest = cache / 2,
-            .seconds_frontend = cache / 2};
+            .seconds_frontend = cache / 2,
+            .uneven = in_chunks > 0 && hits < 64};
   }
 
   // One call with a batch that is known by its number.
@@ -45,7 +49,13 @@ struct World {
       return;
     }
     ++through;
-    const CallCosts measured = costs(stored.insert(batch).second ? 0 : 64);
+    CallCosts measured = costs(stored.insert(batch).second ? 0 : 64);
+    if (measured.uneven && policy.wants_price()) {
+      ++priced;
+      measured.rows_whole = 64;
+      measured.seconds_whole = layer;
+      overhead += layer;
+    }
     overhead += measured.seconds_cache() - (layer - measured.seconds_layer);
     left = policy.observe(measured, aside);
     aside = 0;
@@ -78,6 +88,28 @@ TEST(Judge, ALayerThatNeverRanIsKnownByWhatItsHitsCost) {
   const CallCosts costs{.calls = 2, .rows = 8, .hits = 8, .seconds_saved = 0.8};
   EXPECT_NEAR(judge(costs).layer, 0.4, 1e-12);
   EXPECT_NEAR(judge(costs, 0.2).layer, 0.8, 1e-12);
+}
+
+TEST(Judge, ChunksOfMoreThanTwiceTheLayerAreNotCheapHoweverCheapTheCache) {
+  World world{.layer = 5e-3, .cache = 10e-6, .in_chunks = 9e-3};
+  EXPECT_TRUE(judge(world.costs(0), 0, 5e-3 / 64).worthwhile);
+  world.in_chunks = 11e-3;
+  const BypassJudgement found = judge(world.costs(0), 0, 5e-3 / 64);
+  EXPECT_FALSE(found.worthwhile);
+  EXPECT_NEAR(found.layer, 5e-3, 1e-12);
+  EXPECT_NEAR(found.waste, 6e-3, 1e-12);
+  EXPECT_TRUE(judge(world.costs(0)).worthwhile);  // for want of a price
+  EXPECT_TRUE(judge(world.costs(64), 11e-3 / 64, 5e-3 / 64).worthwhile);
+}
+
+TEST(Judge, ARowAloneIsNotSlowerForBeingPadded) {
+  CallCosts costs{.calls = 10, .rows = 10, .hits = 5, .rows_run = 160, .seconds_layer = 5e-3};
+  costs.seconds_insert = 1e-3;
+  const BypassJudgement found = judge(costs, 0, 1e-3);
+  EXPECT_NEAR(found.layer, 1e-3, 1e-12);
+  EXPECT_NEAR(found.saving, 0.5e-3, 1e-12);
+  EXPECT_NEAR(found.waste, 0, 1e-12);
+  EXPECT_TRUE(found.worthwhile);
 }
 
 TEST(BypassPolicy, DecidesAfterFiftyCallsAndOneSecond) {
@@ -123,6 +155,26 @@ TEST(BypassPolicy, ALayerCheaperThanItsCacheIsLeftForGood) {
   EXPECT_TRUE(world.policy.is_aside());
   EXPECT_LT(world.through, 12000U);
   EXPECT_NE(world.policy.decision().find("saves 18"), std::string::npos) << world.policy.decision();
+}
+
+TEST(BypassPolicy, ChunksThatMakeALayerFarSlowerAreLeft) {
+  World world{.layer = 5e-3, .cache = 50e-6, .in_chunks = 0.2};
+  for (std::uint64_t i = 0; i < 51; ++i) world.call(i);
+  EXPECT_TRUE(world.policy.is_aside());
+  EXPECT_EQ(world.priced, 1U);
+  EXPECT_EQ(world.policy.decision(),
+            "stepped aside: a call costs 50.0 us in the cache and saves 0.00 us of a layer of "
+            "5.00 ms, which takes 200 ms in its chunks");
+  const double learning = world.overhead;
+  for (std::uint64_t i = 0; i < 100000; ++i) world.call(100 + i);
+  EXPECT_LT(world.overhead - learning, 0.011 * 100000 * world.layer);
+  EXPECT_GT(world.through, 60U);  // it goes on probing
+}
+
+TEST(BypassPolicy, ChunksThatMakeALayerFarSlowerAreKeptWhereAllIsFound) {
+  World world{.layer = 5e-3, .cache = 50e-6, .in_chunks = 0.2};
+  for (std::uint64_t i = 0; i < 20000; ++i) world.call(i % 40);
+  EXPECT_EQ(world.through, world.calls);
 }
 
 // Passes over `batches` batches, in the same order or in another one each time.

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <numeric>
 #include <string>
 
 #include "memo/gap.h"
@@ -42,6 +43,7 @@ bool Call::run() {
   if (!answer_.form) run_for_form();
   describe();
   if (engine_.options.verify > 0) verify();
+  price();
   const std::lock_guard lock(engine_.mutex);
   const Decision& now = *placement_->plan->decision;
   engine_.accepted |= now.verdict.complete && !now.vouched;
@@ -234,6 +236,25 @@ void Call::wait() {
   answer_.seconds_aside += seconds_between(start, Clock::now());
 }
 
+// What the layer alone takes for this batch, if the policy asks for it. Rows under own keys may be
+// dear to fetch.
+void Call::price() {
+  answer_.uneven = answer_.rows_run > 0 && is_uneven(batch().rows(), chunk());
+  if (!answer_.uneven || !call_.ids.empty() || !engine_.bypass.wants_price()) return;
+  const Clock::time_point start = Clock::now();
+  Positions all(batch().rows());
+  std::iota(all.begin(), all.end(), 0);
+  try {
+    runner_.prepare(all);
+    const double first = runner_.run(all)->seconds();  // with what is compiled for such a batch
+    answer_.seconds_whole = std::min(first, runner_.run(all)->seconds());
+    answer_.rows_whole = all.size();
+  } catch (const LayerBypassed&) {  // too large for this machine, say
+  } catch (const UnfitOutput&) {
+  }
+  answer_.seconds_aside += seconds_between(start, Clock::now());
+}
+
 // All rows are known, but what the output is made of is not.
 void Call::run_for_form() {
   Positions positions;
@@ -294,6 +315,9 @@ void LayerCore::observe(const AnswerState& answer, double seconds) {
                   .rows_run = answer.rows_run,
                   .seconds_layer = answer.seconds_layer};
   const std::lock_guard lock(mutex);
+  costs.uneven = answer.uneven;
+  costs.rows_whole = answer.rows_whole;
+  costs.seconds_whole = answer.seconds_whole;
   costs.seconds_saved = now.seconds_saved - observed.seconds_saved;
   costs.seconds_digest = now.seconds_digest - observed.seconds_digest;
   costs.seconds_lookup = now.seconds_lookup - observed.seconds_lookup;

@@ -51,6 +51,7 @@ class Call {
   void run_for_form();
   void describe();
   void verify();
+  void price();
   Output run_chunk(const Positions& positions);
   void check(const LayerOutput& output);
   void publish(double seconds);

@@ -94,6 +94,11 @@ inline double seconds_between(std::chrono::steady_clock::time_point from,
   return std::chrono::duration<double>(to - from).count();
 }
 
+// Whether chunks of a batch are not what the layer alone would run: see CallCosts.
+[[nodiscard]] constexpr bool is_uneven(std::size_t rows, std::size_t chunk) noexcept {
+  return rows > 0 && (chunk == 1 ? rows > 1 : rows % chunk != 0);
+}
+
 // Rows of a call. Throws LayerBypassed if it has none.
 [[nodiscard]] std::size_t rows_of(const LayerCall& call);
 // Their keys. Throws LayerBypassed if a tensor has none, and as own_keys() does.
@@ -114,6 +119,9 @@ struct AnswerState {
   std::uint64_t misses = 0;
   std::uint64_t rows_run = 0;
   double seconds_layer = 0;
+  bool uneven = false;  // see CallCosts
+  std::uint64_t rows_whole = 0;
+  double seconds_whole = 0;
   double seconds_aside = 0;  // waiting for others, and once for a plan: no cost of a call
   std::uint64_t layer = 0;   // changes when the layer does
 };

@@ -115,8 +115,9 @@ std::optional<KnownVerdict> decode_verdict(std::span<const std::byte> record) {
   const auto flags = from.number<std::uint8_t>();
   const auto chunk = from.number<std::uint32_t>();
   auto by_row = from.leaves();
-  if (!by_row || *version != kVersion || *flags > (kRefused | kComplete | kSlotAccepted) ||
-      !is_chunk(*chunk) || from.text().size() > kLongestText || !is_utf8(from.text())) {
+  if (!version || !flags || !chunk || !by_row || *version != kVersion ||
+      *flags > (kRefused | kComplete | kSlotAccepted) || !is_chunk(*chunk) ||
+      from.text().size() > kLongestText || !is_utf8(from.text())) {
     return std::nullopt;
   }
   return KnownVerdict{.verdict = {.chunk = *chunk,
@@ -143,7 +144,7 @@ std::optional<Form> decode_form(const Entry& entry) {
   Reader from(*record);
   const auto version = from.number<std::uint8_t>();
   auto by_row = from.leaves();
-  if (!by_row || *version != kVersion) return std::nullopt;
+  if (!version || !by_row || *version != kVersion) return std::nullopt;
   const auto constants = static_cast<std::size_t>(std::ranges::count(*by_row, std::uint8_t{0}));
   if (entry.tensor_count() != 1 + constants) return std::nullopt;
   Form form{.bytes = std::string(from.text()), .by_row = *std::move(by_row), .constants = {}};

@@ -29,7 +29,6 @@ using internal::Positions;
 using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t kProbeChunks = 3;
-constexpr std::size_t kRepeatedRows = 3;   // odd: kernels care for the place modulo a power of two
 constexpr std::size_t kComparedRows = 16;  // one by one with the whole batch
 
 [[noreturn]] void invalid(const std::string& message) {
@@ -185,7 +184,9 @@ void LayerTask::Impl::plan() {
     }
     if (first == 0 || (chunk == 1 && first < kComparedRows)) probe_end = steps.size();
   }
-  if (probing && chunk == 1 && rows > 1) whole = Whole::kCompare;
+  uneven = !missing.empty() && internal::is_uneven(rows, chunk);
+  const bool compares = probing && chunk == 1 && rows > 1;
+  if (compares || (uneven && core->bypass.wants_price())) whole = Whole::kCompare;
   if (core->options.verify > 0) {
     const Positions chosen = internal::choose_hits(*core, *batch, chunk);
     for (AgainChunk& again : internal::chunks_again(*core, chosen, chunk)) {
@@ -370,11 +371,13 @@ void LayerTask::read(std::span<const std::span<std::byte>> outs) const {
   if (impl_->batch && impl_->whole != Whole::kAnswer) impl_->batch->read(outs);
 }
 
-void LayerTask::deliver_whole(std::span<const TensorView> outputs) {
+void LayerTask::deliver_whole(std::span<const TensorView> outputs, double seconds) {
   Impl& self = *impl_;
   if (self.whole != Whole::kCompare || self.delivered > 0) invalid("a whole batch out of turn");
   check_leaves(outputs, self.rows_of_leaves, self.rows);
-  self.compared.emplace(outputs);
+  if (self.probing) self.compared.emplace(outputs);
+  self.rows_whole = self.rows;
+  self.seconds_whole = seconds;
 }
 
 void LayerTask::deliver(std::size_t chunk, std::span<const TensorView> outputs, double seconds) {

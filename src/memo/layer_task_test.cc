@@ -87,7 +87,7 @@ class Graph {
     task.read(outs);
     if (task.whole() == LayerTask::Whole::kCompare) {
       const Leaves whole = function_(batch);
-      task.deliver_whole(views_of(whole));
+      task.deliver_whole(views_of(whole), 0.001);
     }
     for (std::size_t c = 0; c < task.chunks(); ++c) {
       const auto part = task.positions().subspan(c * chunk_, chunk_);
@@ -271,6 +271,19 @@ TEST(LayerTask, AskedToStepAside) {
   EXPECT_EQ(engine.cache().stats().entries, 0U);
 }
 
+TEST(LayerTask, ALayerThatChunksMakeFarSlowerIsLeft) {
+  LayerEngine engine(memory(), {.chunk = 1});
+  Graph graph(engine, clean, 1);
+  std::size_t priced = 0;
+  unsigned calls = 0;
+  while (calls < 60 && graph.run(Batch(40, 7, 1000 + calls)).whole != LayerTask::Whole::kAnswer) {
+    if (++calls > 1 && engine.bypass().wants_price()) ++priced;
+  }
+  EXPECT_EQ(calls, 51U);
+  EXPECT_EQ(priced, 1U);
+  EXPECT_TRUE(contains(engine.bypass().report().decision, "of a layer of 1.00 ms, which takes 40"));
+}
+
 TEST(LayerTask, ATaskThatIsDroppedHoldsNobodyUp) {
   LayerEngine engine(memory(), {.chunk = 32});
   ask(engine, rows(100, 40), clean);  // settles the plan
@@ -308,7 +321,7 @@ TEST(LayerTask, RefusesWhatIsOutOfTurnOrOfAnotherShape) {
     return error(ErrorCode::kInvalidArgument, [&] { call(); });
   };
   EXPECT_TRUE(contains(refused([&] { task.deliver(1, views_of(good), 0); }), "out of turn"));
-  EXPECT_TRUE(contains(refused([&] { task.deliver_whole(views_of(good)); }), "out of turn"));
+  EXPECT_TRUE(contains(refused([&] { task.deliver_whole(views_of(good), 0); }), "out of turn"));
   EXPECT_TRUE(contains(refused([&] { task.deliver(0, {}, 0); }), "0 tensors; expected 1"));
   const Leaves few = clean(rows(0, 31));
   EXPECT_TRUE(contains(refused([&] { task.deliver(0, views_of(few), 0); }), "32 rows"));

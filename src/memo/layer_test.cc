@@ -82,6 +82,28 @@ TEST(Layer, SlotDependentBitsRunOneRowAtATime) {
   EXPECT_EQ(accepting.stats().verdict->chunk, 32U);
 }
 
+TEST(Layer, IsLeftIfItsChunksMakeItFarSlower) {
+  LayerEngine engine(memory(), {.chunk = 1});
+  std::vector<int> runs;
+  for (unsigned call = 0; call < 60 && !engine.bypass().aside(); ++call) {
+    runs.push_back(ask(engine, Batch(40, 7, 1000 + call), clean).runs);
+  }
+  ASSERT_EQ(runs.size(), 51U);
+  EXPECT_EQ(runs[49], 40);
+  EXPECT_EQ(runs[50], 42);  // twice as a whole
+  EXPECT_TRUE(contains(engine.bypass().report().decision, "of a layer of 1.00 ms, which takes 40"));
+}
+
+TEST(Layer, EvenChunksNeedNoPrice) {
+  LayerEngine engine(memory(), {.chunk = 32});
+  for (unsigned call = 0; call < 600; ++call) {
+    const int runs = ask(engine, Batch(64, 7, 1000 + call), clean).runs;
+    EXPECT_TRUE(runs == 2 || call == 0) << runs;
+    EXPECT_FALSE(engine.bypass().wants_price());
+  }
+  EXPECT_TRUE(contains(engine.bypass().report().decision, "in the cache: "));
+}
+
 TEST(Layer, ChunkIsResolvedByTheFirstCall) {
   LayerEngine small(memory(), {});
   EXPECT_EQ(ask(small, rows(0, 8), clean).rows_run, 8U);

@@ -118,7 +118,7 @@ def test_no_bit_differs_from_the_layer_in_chunks(name, chunk):
     layer.trainable = False
     layer(x[:2])
     run = as_chunks_run(layer)
-    cached = CachedLayer(layer, chunk=chunk)
+    cached = CachedLayer(layer, chunk=chunk, bypass="never")
     cached(x[:32])
     if cached.stats.probe.startswith("slot"):  # of matrix products on some processors
         chunk = 1
@@ -145,13 +145,13 @@ def self_attention():
 @supported
 def test_several_inputs_by_position_and_as_a_list():
     a, b = batch(20), batch(20, seed=1)
-    cached = CachedLayer(Pair())
+    cached = CachedLayer(Pair(), bypass="never")
     cached(a, b)  # builds
     assert np.array_equal(array(cached(a, b)), a - 2 * b)
     assert np.array_equal(array(cached(b, a)), b - 2 * a)
     assert np.array_equal(array(cached(a, b)), a - 2 * b)
     assert (cached.stats.hits, cached.stats.misses) == (20, 40)
-    joined = CachedLayer(keras.layers.Concatenate())
+    joined = CachedLayer(keras.layers.Concatenate(), bypass="never")
     for _ in range(3):
         assert np.array_equal(array(joined([a, b])), np.concatenate([a, b], 1))
     assert joined.stats.hits == 20
@@ -160,7 +160,7 @@ def test_several_inputs_by_position_and_as_a_list():
 @supported
 def test_a_frozen_layer_runs_as_in_inference_inside_fit():
     layer = encoder()
-    cached = CachedLayer(layer)
+    cached = CachedLayer(layer, bypass="never")
     model = keras.Sequential([keras.Input((8,)), cached, keras.layers.Dense(1)])
     x, y = batch(64), np.zeros((64, 1), "float32")
     model.compile("sgd", "mse", run_eagerly=True)
@@ -186,7 +186,7 @@ def test_sublayers_without_a_training_argument_do_not_see_that_fit_trains():
         def call(self, x):
             return self.drop(x)
 
-    cached = CachedLayer(Outer())
+    cached = CachedLayer(Outer(), bypass="never")
     x = batch(20)
     for _ in range(3):
         assert np.array_equal(array(cached(x, training=True)), x)
@@ -198,7 +198,7 @@ def test_tapes_and_accumulators_are_respected():
     import tensorflow as tf
 
     layer = encoder()
-    cached = CachedLayer(layer)
+    cached = CachedLayer(layer, bypass="never")
     x = tf.constant(batch(20))
     cached(x)
     with tf.GradientTape() as tape:
@@ -226,7 +226,7 @@ def test_tapes_and_accumulators_are_respected():
 @torch_only
 def test_gradients_on_torch():
     layer = encoder()
-    cached = CachedLayer(layer)
+    cached = CachedLayer(layer, bypass="never")
     x = keras.ops.convert_to_tensor(batch(20))
     cached(x)
     x.requires_grad_(True)
@@ -242,7 +242,7 @@ def test_gradients_on_torch():
 @supported
 def test_functional_models_build_and_mixed_calls_agree():
     inputs = keras.Input((8,))
-    cached = CachedLayer(keras.layers.Dense(5))
+    cached = CachedLayer(keras.layers.Dense(5), bypass="never")
     outputs = cached(inputs)
     assert outputs.shape == (None, 5)
     assert cached.layer.built
@@ -251,7 +251,7 @@ def test_functional_models_build_and_mixed_calls_agree():
     x = batch(20)
     assert np.allclose(model.predict(x, verbose=0), array(cached.layer(x)), atol=1e-6)
     two = keras.Input((4,)), keras.Input((4,))
-    pair = CachedLayer(Pair())(*two)
+    pair = CachedLayer(Pair(), bypass="never")(*two)
     model = keras.Model(list(two), pair)
     a, b = batch(20, 4), batch(20, 4, seed=1)
     assert np.array_equal(model.predict([a, b], verbose=0), a - 2 * b)
@@ -312,7 +312,7 @@ def changes():
 @pytest.mark.parametrize("name", changes())
 def test_after_a_change_no_old_answer(name):
     layer = encoder()
-    cached = CachedLayer(layer)
+    cached = CachedLayer(layer, bypass="never")
     x = batch(32)
     before = cached(x)
     kept = layer.get_weights()
@@ -332,7 +332,7 @@ def test_attributes_and_sublayers_of_own_layers_count():
     layer = Scaled()
     layer(batch(2))
     layer.trainable = False
-    cached = CachedLayer(layer)
+    cached = CachedLayer(layer, bypass="never")
     x = batch(32)
     seen = [array(cached(x))]
 
@@ -379,7 +379,7 @@ def test_settings_of_keras_count():
     layer = Shifted()
     x = batch(20)
     layer(x)
-    cached = CachedLayer(layer)
+    cached = CachedLayer(layer, bypass="never")
     before = cached(x)
     epsilon = keras.config.epsilon()
     try:
@@ -394,7 +394,7 @@ def test_settings_of_keras_count():
 @supported
 def test_a_call_changes_nothing_that_the_fingerprint_reads():
     layer = encoder()
-    cached = CachedLayer(layer)
+    cached = CachedLayer(layer, bypass="never")
     x = batch(20)
     cached(x)
     reading = cached._fingerprint.reading()
@@ -406,7 +406,7 @@ def test_a_call_changes_nothing_that_the_fingerprint_reads():
 @supported
 def test_masks_and_losses_run_the_layer_itself():
     embedding = keras.layers.Embedding(10, 4, mask_zero=True)
-    tail = CachedLayer(keras.layers.LSTM(3))
+    tail = CachedLayer(keras.layers.LSTM(3), bypass="never")
     tail.layer.trainable = False
     ids = np.array([[1, 2, 0], [3, 0, 0]] * 10)
     output = tail(embedding(ids))
@@ -421,7 +421,7 @@ def test_masks_and_losses_run_the_layer_itself():
             self.add_loss(keras.ops.mean(x))
             return x
 
-    losing = CachedLayer(Losing())
+    losing = CachedLayer(Losing(), bypass="never")
     x = batch(20)
     for _ in range(3):
         losing(x)
@@ -433,7 +433,7 @@ def test_masks_and_losses_run_the_layer_itself():
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16", "mixed_bfloat16"])
 def test_dtype_policies_are_the_layers(dtype):
     layer = keras.layers.Dense(8, dtype=dtype, trainable=False)
-    cached = CachedLayer(layer)
+    cached = CachedLayer(layer, bypass="never")
     if BACKEND == "jax" and dtype == "float64":
         pytest.skip("JAX has no float64 unless told")
     wide = "float32" if BACKEND == "jax" else "float64"
@@ -468,7 +468,7 @@ def test_the_probe_refuses_dependent_rows_and_randomness():
     x = batch(40)
     for layer, text in ((Centred(), "rows depend on each other"), (Noise(), "its own state")):
         layer(x)
-        cached = CachedLayer(layer)
+        cached = CachedLayer(layer, bypass="never")
         with pytest.raises(errors.Unsupported, match=text):
             cached(x)
     noise = layer
@@ -478,7 +478,7 @@ def test_the_probe_refuses_dependent_rows_and_randomness():
     assert np.array_equal(array(noise.seed.state.value), state)
     unseeded = Unseeded()
     unseeded(x)
-    cached = CachedLayer(unseeded)
+    cached = CachedLayer(unseeded, bypass="never")
     if BACKEND == "jax":  # which runs chunks jitted, where Keras takes no seed of its own
         cached(x)
         assert cached.stats.lookups == 0
@@ -495,7 +495,7 @@ def test_another_batch_size_is_an_error_before_anything_is_stored():
 
     layer = Total()
     layer(batch(4))
-    cached = CachedLayer(layer)
+    cached = CachedLayer(layer, bypass="never")
     with pytest.raises(errors.InvalidArgument, match="neither a row for each input row"):
         cached(batch(4))
     assert cached.stats.entries == 0
@@ -516,8 +516,8 @@ def test_options_out_of_range_are_refused():
 @supported
 def test_layers_share_a_cache_and_never_answers():
     cache = tk.ActivationCache("4 MiB")
-    two = CachedLayer(keras.layers.Rescaling(2.0), cache=cache)
-    three = CachedLayer(keras.layers.Rescaling(3.0), cache=cache)
+    two = CachedLayer(keras.layers.Rescaling(2.0), cache=cache, bypass="never")
+    three = CachedLayer(keras.layers.Rescaling(3.0), cache=cache, bypass="never")
     x = batch(20)
     for _ in range(3):  # the first call builds
         assert np.array_equal(array(two(x)), x * 2)
