@@ -106,7 +106,7 @@ def code(value: CodeType) -> bytes:
 
 @functools.cache
 def _distributions() -> Mapping[str, Sequence[str]]:
-    """Return which distributions bring which modules: all metadata are read, which takes a while."""
+    """Return which distributions bring which modules; reads the metadata of all."""
     from importlib import metadata
 
     return metadata.packages_distributions()
