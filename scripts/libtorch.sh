@@ -14,8 +14,11 @@ logged() { "$@" > "$out/log" 2>&1 || { cat "$out/log"; return 1; }; }
 
 torch=$(.venv/bin/python -c 'import torch; print(torch.utils.cmake_prefix_path)')
 logged cmake --install build/release --prefix "$out/prefix"
-logged cmake -G Ninja -S tests/consumers/torch -B "$out/build" -DCMAKE_BUILD_TYPE=Release \
+build=$out/build flags='-O1 -DNDEBUG'
+if [ "${1:-}" = --bench ]; then build=$out/bench flags='-O3 -DNDEBUG'; fi
+logged cmake -G Ninja -S tests/consumers/torch -B "$build" -DCMAKE_BUILD_TYPE=Release \
+  -DCMAKE_CXX_FLAGS_RELEASE="$flags" \
   -DCMAKE_PREFIX_PATH="$PWD/$out/prefix;$torch" -DPYTHON="$PWD/.venv/bin/python"
-cmake --build "$out/build" --parallel "$(nproc)" -- --quiet
-if [ "${1:-}" = --bench ]; then exec "$out/build/torch_test" bench; fi
-ctest --test-dir "$out/build" --no-tests=error --output-on-failure
+cmake --build "$build" --parallel "$(nproc)" -- --quiet
+if [ "${1:-}" = --bench ]; then exec "$build/torch_test" bench; fi
+ctest --test-dir "$build" --no-tests=error --output-on-failure

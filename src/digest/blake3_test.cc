@@ -129,8 +129,8 @@ TEST_P(Blake3, ThreadsDoNotMatter) {
     EXPECT_EQ(stream.finalize(), expected);
   }
   const auto data = std::span(input).first(std::size_t{8} << 20);
-  static const Digest kExpected = reference::blake3(data);
-  EXPECT_EQ(blake3(data, {.threads = 2}), kExpected);
+  EXPECT_EQ(hex(blake3(data, {.threads = 2})),  // b3sum 1.2.0
+            "ea5beee7e82dda2559febd1d12b67eab68a32a2c8a3d0ab271fb4638bcb508fb");
 }
 
 struct RowCase {

@@ -15,11 +15,12 @@ using internal::duration;
 using internal::percent;
 
 constexpr std::uint64_t kCalls = 50;  // the least that is judged
-constexpr double kSeconds = 1.0;      // of these calls, layer and cache together
-constexpr double kBurden = 0.015;     // of the layer: cheap enough to stay in any case
-constexpr double kProbing = 0.01;     // of the layer: what probes may cost, and failed trials
-constexpr double kGain = 1.25;        // saving over cost that is worth going back for
-constexpr double kWaste = 1.0;        // of the layer: what the first repetition gives back
+constexpr std::uint64_t kUnevenCalls = 8;
+constexpr double kSeconds = 1.0;   // of these calls, layer and cache together
+constexpr double kBurden = 0.015;  // of the layer: cheap enough to stay in any case
+constexpr double kProbing = 0.01;  // of the layer: what probes may cost, and failed trials
+constexpr double kGain = 1.25;     // saving over cost that is worth going back for
+constexpr double kWaste = 1.0;     // of the layer: what the first repetition gives back
 constexpr std::uint64_t kLeastProbes = 4;
 constexpr std::uint64_t kLeastHits = 8;  // rows: what scaled evidence must consist of
 constexpr std::uint64_t kMemory = 64;    // probes after which older ones count half
@@ -145,8 +146,8 @@ std::uint64_t BypassPolicy::observe(const CallCosts& costs, std::uint64_t aside)
     window_ = {};
     return 0;
   }
-  if (window_.calls >= kCalls && window_.seconds_layer + window_.seconds_cache() >= kSeconds &&
-      !waits_for_price()) {
+  if (window_.calls >= (window_.uneven ? kUnevenCalls : kCalls) &&
+      window_.seconds_layer + window_.seconds_cache() >= kSeconds && !waits_for_price()) {
     judge_window();
   }
   return phase_ == Phase::kAside ? distance() : 0;
