@@ -98,12 +98,21 @@ inference = record.stop_recording
 """A context in which no gradients are recorded."""
 
 
+def _threads() -> int:
+    """Return in how many threads an operation may run."""
+    return tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count() or 1
+
+
+_settled_threads = functools.cache(_threads)
+"""The same where a tensor has a value: TensorFlow then refuses to change it."""
+
+
 def environment(tensor: Any, portable: bool = False, mode: str = "eager") -> tuple[object, ...]:
     """Return what else the bits of an answer depend on, as plain values.
 
     A graph, which has no tensor to show, is on the CPU.
     """
-    threads = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count()
+    threads = _threads() if tensor is None else _settled_threads()
     return (
         tf.__version__,
         mode,
