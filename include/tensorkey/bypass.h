@@ -66,12 +66,13 @@ TENSORKEY_EXPORT BypassJudgement judge(const CallCosts& costs, double seconds_ro
 // The state machine behind BypassMode::kAuto.
 //
 // It goes through the cache for at least 50 calls and 1 s (layer and cache together), or 8 and 1 s
-// where chunks are uneven, which may cost many times the layer; then judges. As long as it stays, it
-// judges again after as many calls. Where chunks are uneven it first wants the price of the layer
-// alone, and wants it anew when there were twice as many calls. Once aside, it probes: one call goes
-// through the cache, and what it runs is stored, or else nothing could ever be found. Probes come at
-// uneven distances, so that a fixed order of batches cannot step out of their way, and so rarely
-// that they cost at most 1 % of the layer; while they find nothing, up to 8 times rarer.
+// where chunks are uneven, which may cost many times the layer; then judges. As long as it stays,
+// it judges again after as many calls. Where chunks are uneven it first wants the price of the
+// layer alone, and wants it anew when there were twice as many calls. Once aside, it probes: one
+// call goes through the cache, and what it runs is stored, or else nothing could ever be found.
+// Probes come at uneven distances, so that a fixed order of batches cannot step out of their way,
+// and so rarely that they cost at most 1 % of the layer; while they find nothing, up to 8 times
+// rarer.
 //
 // It goes back when the probes save more than they cost, or when they would if all calls had been
 // stored: of n calls only `stored` were, so rows that repeat are found in stored / n of the probes.
@@ -115,7 +116,9 @@ class TENSORKEY_EXPORT BypassPolicy {
   double seconds_row_whole_ = 0;
   std::uint64_t priced_ = 0;  // in calls
   bool wants_price_ = false;
-  double loss_ = 0;  // of the trial, seconds
+  unsigned prices_ = 0;  // since they are wanted
+  unsigned waited_ = 0;  // calls
+  double loss_ = 0;      // of the trial, seconds
   CallCosts window_;
   std::string decision_ = "in the cache: fewer than 50 calls and 1 s to judge by";
 };

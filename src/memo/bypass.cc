@@ -16,6 +16,7 @@ using internal::percent;
 
 constexpr std::uint64_t kCalls = 50;  // the least that is judged
 constexpr std::uint64_t kUnevenCalls = 8;
+constexpr unsigned kPrices = 2;    // of which the lower counts: the first may pay for a start
 constexpr double kSeconds = 1.0;   // of these calls, layer and cache together
 constexpr double kBurden = 0.015;  // of the layer: cheap enough to stay in any case
 constexpr double kProbing = 0.01;  // of the layer: what probes may cost, and failed trials
@@ -154,17 +155,22 @@ std::uint64_t BypassPolicy::observe(const CallCosts& costs, std::uint64_t aside)
 }
 
 void BypassPolicy::learn_price(const CallCosts& costs) {
-  if (costs.rows_whole == 0) return;
-  seconds_row_whole_ = costs.seconds_whole / static_cast<double>(costs.rows_whole);
+  if (costs.rows_whole == 0 || !wants_price_) return;
+  const double price = costs.seconds_whole / static_cast<double>(costs.rows_whole);
+  seconds_row_whole_ = prices_ == 0 ? price : std::min(price, seconds_row_whole_);
+  if (++prices_ < kPrices) return;
+  prices_ = 0;
   priced_ = calls_;
   wants_price_ = false;
 }
 
-// For one call: the next may run nothing.
+// For as many calls as could give them: the next ones may run nothing.
 bool BypassPolicy::waits_for_price() {
-  if (wants_price_ || !window_.uneven || (priced_ > 0 && calls_ < 2 * priced_)) return false;
-  wants_price_ = true;
-  return true;
+  if (!wants_price_ && window_.uneven && (priced_ == 0 || calls_ >= 2 * priced_)) {
+    wants_price_ = true;
+    waited_ = 0;
+  }
+  return wants_price_ && waited_++ < kPrices;
 }
 
 BypassJudgement BypassPolicy::judgement() const {
