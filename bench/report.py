@@ -6,6 +6,7 @@ python bench/report.py build/bench docs/benchmarks.md
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from common import digits_of
 
 INTRO = """# Benchmarks
 
-One run of `make bench` on one machine; every figure below comes from it. Ratios are medians over
-rounds in which the contestants take turns, with quartiles in brackets: their time over ours, so
-above 1 means that we are faster. A bar is what the project asks of itself: the least; or, where it
-says "at most", of a ratio that is our time over that of what the table's title names. Absolute
-times are of this machine and of how busy it was: compare ratios.
+Each section is one run of one program of `make bench`, on the machine and at the versions that it
+names; all ratios of a table are of that run. They are medians over rounds in which the contestants
+take turns, with quartiles in brackets: their time over ours, so above 1 means that we are faster. A
+bar is what the project asks of itself: the least; or, where it says "at most", of a ratio that is
+our time over that of what the table's title names. Absolute times are of that machine and of how
+busy it was: compare ratios.
 
 Answers are checked by each program before it times anything.
 """
@@ -72,26 +74,38 @@ def table_of(title: str, rows: list[dict]) -> list[str]:
     return [*lines, ""]
 
 
+def section_of(stem: str, report: dict) -> str:
+    """The part of the page that one program fills."""
+    machine = ", ".join(f"{key} {value}" for key, value in report["machine"].items())
+    about, _, rest = report["about"].partition("\n")
+    lines = [f"## {about}", ""]
+    for paragraph in rest.strip().split("\n\n"):
+        if not paragraph.startswith("    "):  # how to call the program
+            lines += [paragraph, ""]
+    rounds = report.get("rounds")  # of what is measured once there are none
+    how = machine or f"{rounds} seeds"
+    if machine and rounds is not None:
+        how += f", rounds {rounds}"
+    lines += [f"`{stem}`: {how}.", ""]
+    for title, rows in report["tables"].items():
+        lines += table_of(title, rows)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def sections_of(page: str) -> dict[str, str]:
+    """The parts of a page that is there, by their programs."""
+    parts = re.split(r"^(?=## )", page, flags=re.MULTILINE)[1:]
+    stems = [re.search(r"^`([\w-]+)`: ", part, re.MULTILINE) for part in parts]
+    return {stem[1]: part.rstrip() + "\n" for stem, part in zip(stems, parts, strict=True) if stem}
+
+
 def main() -> None:
-    """Read the folder, write the page."""
+    """Read the folder, write the page; parts of programs that did not run stay as they are."""
     folder, page = map(Path, sys.argv[1:])
-    lines = [INTRO]
-    for path in sorted(folder.glob("*.json")):
-        report = json.loads(path.read_text())
-        machine = ", ".join(f"{key} {value}" for key, value in report["machine"].items())
-        about, _, rest = report["about"].partition("\n")
-        lines += [f"## {about}", ""]
-        for paragraph in rest.strip().split("\n\n"):
-            if not paragraph.startswith("    "):  # how to call the program
-                lines += [paragraph, ""]
-        rounds = report.get("rounds")  # of what is measured once there are none
-        how = machine or f"{rounds} seeds"
-        if machine and rounds is not None:
-            how += f", rounds {rounds}"
-        lines += [f"`{path.stem}`: {how}.", ""]
-        for title, rows in report["tables"].items():
-            lines += table_of(title, rows)
-    page.write_text("\n".join(lines).rstrip() + "\n")
+    sections = sections_of(page.read_text()) if page.exists() else {}
+    for path in folder.glob("*.json"):
+        sections[path.stem] = section_of(path.stem, json.loads(path.read_text()))
+    page.write_text("\n".join([INTRO, *(text for _, text in sorted(sections.items()))]))
 
 
 if __name__ == "__main__":

@@ -126,24 +126,32 @@ def no_reuse(layer: Any, how: str, rounds: int) -> list[Row]:
 
     from tensorkey.keras import CachedLayer
 
-    def work_of(of: Any) -> Work:
+    def work_of(of: Any, size: int = ROWS) -> Work:
         model = keras.Sequential([keras.Input((64, 64, 3)), of])
         model.compile()
         batch = images(2)
 
         def call() -> object:
             np.add(batch, 1e-4, out=batch)
+            return np.concatenate([run(batch[i : i + size]) for i in range(0, ROWS, size)])
+
+        def run(part: np.ndarray) -> np.ndarray:
             if how == "eager":
-                return ops.convert_to_numpy(of(ops.convert_to_tensor(batch)))
-            return model.predict_on_batch(batch)
+                return ops.convert_to_numpy(of(ops.convert_to_tensor(part)))
+            return model.predict_on_batch(part)
 
         return call
 
     cached = CachedLayer(layer, memory="64 MiB")
-    works = {"cached": work_of(cached), "bare": work_of(layer)}
+    works = {
+        "cached": work_of(cached),
+        "bare": work_of(layer),
+        "bare, in chunks of 32": work_of(layer, 32),
+    }
     for _ in range(3):
-        one, other = (work() for work in works.values())
-        np.testing.assert_allclose(one, other, atol=1e-4)
+        one, *others = (work() for work in works.values())
+        for other in others:
+            np.testing.assert_allclose(one, other, atol=1e-4)
     rows = compared(works, "cached", {"bare": {"most": 1.05}}, rounds)
     assert cached.stats.hits == 0
     return rows
