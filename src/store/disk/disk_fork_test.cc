@@ -126,22 +126,37 @@ TEST(DiskFork, ManyTimesInTheMidstOfWork) {
     });
   }
   const int rounds = times(40, 1000);
+  // On a busy machine a child may wait too long for the others, and says that it has dropped rows.
+  constexpr int kDropped = 5;
+  std::uint64_t dropped = 0;
   std::vector<Child> children;
+  const auto wait = [&] {
+    for (Child& child : children) {
+      const int status = child.wait();
+      if (status == kDropped) {
+        dropped += 10;
+      } else {
+        EXPECT_EQ(status, 0);
+      }
+    }
+    children.clear();
+  };
   for (int round = 0; round < rounds; ++round) {
     const auto first = static_cast<std::uint64_t>(10'000 + round * 10);
     children.emplace_back([&, first] {
+      const std::uint64_t before = disk_stats(cache).dropped;
       for (std::uint64_t id = 0; id < 50; ++id) {
         if (ask(cache, id) == Answer::kWrong) return 2;
       }
       for (std::uint64_t id = first; id < first + 10; ++id) put_value(cache, id);
-      return cache.flush(20) ? 0 : 4;
+      if (!cache.flush(20)) return 4;
+      return disk_stats(cache).dropped == before ? 0 : kDropped;
     });
     pause(1000);
     if (children.size() < 4) continue;
-    for (Child& child : children) EXPECT_EQ(child.wait(), 0);
-    children.clear();
+    wait();
   }
-  for (Child& child : children) EXPECT_EQ(child.wait(), 0);
+  wait();
   done = true;
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(wrong, 0);
@@ -153,7 +168,7 @@ TEST(DiskFork, ManyTimesInTheMidstOfWork) {
     ASSERT_NE(answer, Answer::kWrong);
     missing += answer == Answer::kMissing ? 1U : 0U;
   }
-  EXPECT_EQ(missing, 0);  // 64 MiB are far from full
+  EXPECT_LE(missing, dropped);  // 64 MiB are far from full
   const DiskStats stats = disk_stats(cache);
   EXPECT_EQ(stats.state, "");
   EXPECT_EQ(stats.corrupt, 0);
