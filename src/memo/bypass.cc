@@ -53,12 +53,13 @@ std::uint64_t scramble(std::uint64_t x) {
 }
 
 void halve(CallCosts& costs) {
-  for (std::uint64_t* count : {&costs.calls, &costs.rows, &costs.hits, &costs.rows_run}) {
+  for (std::uint64_t* count :
+       {&costs.calls, &costs.rows, &costs.hits, &costs.rows_run, &costs.rows_whole}) {
     *count /= 2;
   }
-  for (double* seconds :
-       {&costs.seconds_layer, &costs.seconds_saved, &costs.seconds_digest, &costs.seconds_lookup,
-        &costs.seconds_insert, &costs.seconds_copy, &costs.seconds_frontend}) {
+  for (double* seconds : {&costs.seconds_layer, &costs.seconds_saved, &costs.seconds_digest,
+                          &costs.seconds_lookup, &costs.seconds_insert, &costs.seconds_copy,
+                          &costs.seconds_frontend, &costs.seconds_whole}) {
     *seconds /= 2;
   }
 }

@@ -312,11 +312,11 @@ void LayerCore::observe(const AnswerState& answer, double seconds) {
                   .rows = rows,
                   .hits = hits,
                   .rows_run = answer.rows_run,
-                  .seconds_layer = answer.seconds_layer};
+                  .seconds_layer = answer.seconds_layer,
+                  .uneven = answer.uneven,
+                  .rows_whole = answer.rows_whole,
+                  .seconds_whole = answer.seconds_whole};
   const std::lock_guard lock(mutex);
-  costs.uneven = answer.uneven;
-  costs.rows_whole = answer.rows_whole;
-  costs.seconds_whole = answer.seconds_whole;
   costs.seconds_saved = now.seconds_saved - observed.seconds_saved;
   costs.seconds_digest = now.seconds_digest - observed.seconds_digest;
   costs.seconds_lookup = now.seconds_lookup - observed.seconds_lookup;

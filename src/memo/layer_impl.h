@@ -96,7 +96,7 @@ inline double seconds_between(std::chrono::steady_clock::time_point from,
 
 // Whether chunks of a batch are not what the layer alone would run: see CallCosts.
 [[nodiscard]] constexpr bool is_uneven(std::size_t rows, std::size_t chunk) noexcept {
-  return rows > 0 && (chunk == 1 ? rows > 1 : rows % chunk != 0);
+  return chunk == 1 ? rows > 1 : rows % chunk != 0;
 }
 
 // Rows of a call. Throws LayerBypassed if it has none.
