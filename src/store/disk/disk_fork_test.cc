@@ -128,16 +128,13 @@ TEST(DiskFork, ManyTimesInTheMidstOfWork) {
   const int rounds = times(40, 1000);
   // On a busy machine a child may wait too long for the others, and says that it has dropped rows.
   constexpr int kDropped = 5;
-  std::uint64_t dropped = 0;
+  std::vector<bool> dropped;  // by round
   std::vector<Child> children;
   const auto wait = [&] {
     for (Child& child : children) {
       const int status = child.wait();
-      if (status == kDropped) {
-        dropped += 10;
-      } else {
-        EXPECT_EQ(status, 0);
-      }
+      dropped.push_back(status == kDropped);
+      EXPECT_TRUE(status == 0 || status == kDropped) << status;
     }
     children.clear();
   };
@@ -166,9 +163,9 @@ TEST(DiskFork, ManyTimesInTheMidstOfWork) {
   for (int i = 0; i < rounds * 10; ++i) {
     const Answer answer = ask(cache, static_cast<std::uint64_t>(10'000 + i));
     ASSERT_NE(answer, Answer::kWrong);
-    missing += answer == Answer::kMissing ? 1U : 0U;
+    missing += answer == Answer::kMissing && !dropped[static_cast<std::size_t>(i) / 10] ? 1U : 0U;
   }
-  EXPECT_LE(missing, dropped);  // 64 MiB are far from full
+  EXPECT_EQ(missing, 0);  // 64 MiB are far from full
   const DiskStats stats = disk_stats(cache);
   EXPECT_EQ(stats.state, "");
   EXPECT_EQ(stats.corrupt, 0);
